@@ -1,0 +1,208 @@
+// From tensors to the plain struct that kernels receive: checks and allocation, no arithmetic.
+// The only file that knows both.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace fused_bptt {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A problem together with the tensors and tables that its pointers lead into.
+struct Bridged {
+  Problem problem;
+  Tensor out;
+  std::vector<Tensor> kept;
+  std::vector<int64_t> first_rows;
+};
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + "]";
+}
+
+inline void check_shape(const char* name, const Tensor& tensor,
+                        const std::vector<int64_t>& expected, const char* letters) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+  std::string text = "[";
+  for (size_t i = 0; i < expected.size(); ++i) {
+    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
+    text += (i ? ", " : "") + std::to_string(expected[i]);
+  }
+  STD_TORCH_CHECK(same, name, ": expected shape ", letters, " = ", text, "], got ",
+                  shape_of(tensor));
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const char* model_name,
+                       const Tensor& model) {
+  STD_TORCH_CHECK(tensor.scalar_type() == model.scalar_type(), name, ": expected dtype ",
+                  toString(model.scalar_type()), " (that of ", model_name, "), got ",
+                  toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.device() == model.device(), name, ": expected to be on the device of ",
+                  model_name, ", got another one");
+}
+
+inline Type type_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Type::float32;
+    case ScalarType::Double:
+      return Type::float64;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    case ScalarType::Half:
+      return Type::float16;
+    default:
+      STD_TORCH_CHECK(false, name,
+                      ": expected dtype float32, float64, bfloat16 or float16, got ",
+                      toString(tensor.scalar_type()));
+  }
+}
+
+// The strides of a [T, B, G, H] or, packed, [N, G, H] tensor.
+inline Sequence sequence_of(const Tensor& tensor, bool packed) {
+  Sequence s{};
+  s.data = const_cast<void*>(tensor.const_data_ptr());
+  const int64_t base = packed ? 0 : 1;
+  s.step = packed ? 0 : tensor.stride(0);
+  s.row = tensor.stride(base);
+  s.group = tensor.stride(base + 1);
+  return s;
+}
+
+// The last dimension must be contiguous in memory; a tensor that is not so is copied.
+inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  const bool copy = tensor.stride(last) != 1 && tensor.size(last) > 1;
+  bridged.kept.push_back(copy ? torch::stable::contiguous(tensor) : tensor);
+  return bridged.kept.back();
+}
+
+inline Tensor empty_like_shape(const Tensor& model) {
+  std::vector<int64_t> strides(static_cast<size_t>(model.dim()));
+  int64_t stride = 1;
+  for (int64_t i = model.dim() - 1; i >= 0; --i) {
+    strides[static_cast<size_t>(i)] = stride;
+    stride *= model.size(i) > 0 ? model.size(i) : 1;
+  }
+  int32_t dtype = 0;
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(model.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(model.dim(), model.sizes().data(), strides.data(), dtype,
+                               device_type, model.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// Checks everything before anything is allocated or touched. `drive` is u or v; `factor` is null
+// for the recurrence; `initial` is h_0 or s_0.
+inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor& drive,
+                      const Tensor* factor, const Tensor& weight, const char* initial_name,
+                      const Tensor* initial, const std::optional<Tensor>& batch_sizes,
+                      int64_t reverse_groups, const char* phi_name, int64_t phi, bool adjoint) {
+  Bridged bridged{};
+  Problem& p = bridged.problem;
+  const bool packed = batch_sizes.has_value();
+
+  STD_TORCH_CHECK(drive.dim() == (packed ? 3 : 4), drive_name, ": expected shape ",
+                  packed ? "[N, G, H] with batch_sizes" : "[T, B, G, H] without batch_sizes",
+                  ", got ", shape_of(drive));
+  p.primitive = primitive;
+  p.adjoint = adjoint;
+  p.type = type_of(drive_name, drive);
+  p.G = drive.size(packed ? 1 : 2);
+  p.H = drive.size(packed ? 2 : 3);
+
+  const int64_t least_phi = primitive == Primitive::recurrence ? 1 : 0;
+  STD_TORCH_CHECK(phi >= least_phi && phi <= 2, phi_name, ": expected ",
+                  least_phi == 0 ? "0 (given), " : "", "1 (tanh) or 2 (relu), got ", phi);
+  p.phi = static_cast<Phi>(phi);
+  STD_TORCH_CHECK(reverse_groups >= 0 && reverse_groups <= p.G,
+                  "reverse_groups: expected 0 to G = ", p.G, ", got ", reverse_groups);
+  p.reverse_groups = reverse_groups;
+
+  if (packed) {
+    const Tensor& sizes = *batch_sizes;
+    STD_TORCH_CHECK(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
+                    "batch_sizes: expected an int64 vector [T] on the CPU, got shape ",
+                    shape_of(sizes), " and dtype ", toString(sizes.scalar_type()));
+    bridged.kept.push_back(torch::stable::contiguous(sizes));
+    const int64_t* values = static_cast<const int64_t*>(bridged.kept.back().const_data_ptr());
+    p.T = sizes.size(0);
+    p.B = p.T > 0 ? values[0] : 0;
+    int64_t rows = 0;
+    for (int64_t t = 0; t < p.T; ++t) {
+      STD_TORCH_CHECK(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
+                      "batch_sizes: expected numbers >= 0 that never increase, got ", values[t],
+                      " at step ", t);
+      bridged.first_rows.push_back(rows);
+      rows += values[t];
+    }
+    STD_TORCH_CHECK(rows == drive.size(0), "batch_sizes: expected a sum of N = ", drive.size(0),
+                    ", got ", rows);
+    p.batch_sizes = values;
+    p.first_rows = bridged.first_rows.data();
+  } else {
+    p.T = drive.size(0);
+    p.B = drive.size(1);
+  }
+
+  check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
+  check_like("weight", weight, drive_name, drive);
+  if (factor) {
+    const std::vector<int64_t> same(drive.sizes().begin(), drive.sizes().end());
+    check_shape("factor", *factor, same, packed ? "[N, G, H]" : "[T, B, G, H]");
+    check_like("factor", *factor, drive_name, drive);
+  }
+  if (initial) {
+    // A packed sequence of no steps does not say how many rows it has.
+    if (packed && p.T == 0) p.B = initial->dim() == 3 ? initial->size(1) : 0;
+    check_shape(initial_name, *initial, {p.G, p.B, p.H}, "[G, B, H]");
+    check_like(initial_name, *initial, drive_name, drive);
+  }
+
+  p.drive = sequence_of(with_unit_stride(bridged, drive), packed);
+  if (factor) p.factor = sequence_of(with_unit_stride(bridged, *factor), packed);
+  p.weight = {weight.const_data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2)};
+  if (initial) {
+    const Tensor& state = with_unit_stride(bridged, *initial);
+    p.initial = {state.const_data_ptr(), state.stride(0), state.stride(1)};
+  }
+  bridged.out = empty_like_shape(drive);
+  p.out = sequence_of(bridged.out, packed);
+  p.out.data = bridged.out.mutable_data_ptr();
+  return bridged;
+}
+
+inline Bridged bridge_recurrence(const Tensor& u, const Tensor& weight, const Tensor& h0,
+                                 const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                                 int64_t nonlinearity) {
+  return bridge(Primitive::recurrence, "u", u, nullptr, weight, "h0", &h0, batch_sizes,
+                reverse_groups, "nonlinearity", nonlinearity, false);
+}
+
+inline Bridged bridge_linear_recurrence(const Tensor& factor, const Tensor& v,
+                                        const Tensor& weight, const std::optional<Tensor>& s0,
+                                        const std::optional<Tensor>& batch_sizes,
+                                        int64_t reverse_groups, int64_t derivative, bool adjoint) {
+  return bridge(Primitive::linear, "v", v, &factor, weight, "s0", s0 ? &*s0 : nullptr, batch_sizes,
+                reverse_groups, "derivative", derivative, adjoint);
+}
+
+}  // namespace fused_bptt

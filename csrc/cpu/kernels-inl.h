@@ -1,0 +1,400 @@
+// The two time loops, written once and compiled for every ISA.
+// Included inside the ISA's namespace, after simd_<isa>.h, simd-inl.h and tanh-inl.h.
+//
+// A step is, for every row b and unit n of a group,
+//
+//   sum[b, n] = sum over k of carry[b, k] * packed[k, n]        product: register tiles
+//   carry'[b, n] = phi(u + sum)  or  d * (v + sum)              epilogue, on the tile just made
+//   out[t, b, n] = carry'[b, n] rounded to the storage type
+//
+// Every sum is one chain of multiply-adds with k ascending, whatever the tile, so the bits of the
+// result depend neither on the batch size nor on how rows and columns are split over threads.
+
+// ---------------------------------------------------------------------------------- products
+
+// z[i, :] = sum over k of a[i, k] * w[k, :], for MR rows and a panel NV vectors wide.
+template <class C, int MR, int NV>
+void product(const C* a, int64_t lda, const C* w, int64_t K, C* z, int64_t ldz) {
+  constexpr int L = kLanes<C>;
+  Vec<C> sum[MR][NV] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<C> weights[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) weights[j] = load_aligned(w + j * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec<C> x = broadcast(a[i * lda]);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) sum[i][j] = fma(x, weights[j], sum[i][j]);
+    }
+    ++a;
+    w += NV * L;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store_aligned(z + i * ldz + j * L, sum[i][j]);
+  }
+}
+
+template <class C>
+using Product = void (*)(const C*, int64_t, const C*, int64_t, C*, int64_t);
+
+constexpr int kMostRows = 16;
+
+template <class C>
+struct ProductTable {
+  Product<C> tile[9][kMostRows + 1];  // [vectors][rows]
+};
+
+template <class C, int NV, int... Rows>
+constexpr void fill_products(ProductTable<C>& table, std::integer_sequence<int, Rows...>) {
+  ((table.tile[NV][Rows + 1] = &product<C, Rows + 1, NV>), ...);
+}
+
+template <class C>
+constexpr ProductTable<C> make_products() {
+  ProductTable<C> table{};
+  fill_products<C, 1>(table, std::make_integer_sequence<int, kTileRows[1]>{});
+  fill_products<C, 2>(table, std::make_integer_sequence<int, kTileRows[2]>{});
+  fill_products<C, 3>(table, std::make_integer_sequence<int, kTileRows[3]>{});
+  fill_products<C, 4>(table, std::make_integer_sequence<int, kTileRows[4]>{});
+  fill_products<C, 8>(table, std::make_integer_sequence<int, kTileRows[8]>{});
+  return table;
+}
+
+template <class C>
+constexpr ProductTable<C> kProducts = make_products<C>();
+
+// ------------------------------------------------------------------------------------- panels
+
+// Columns are cut into panels of at most `widest` vectors; what is left over takes the widest of
+// 8, 4, 3, 2, 1 that fits.
+inline int panel_vectors(int64_t left, int widest) {
+  if (left >= widest) return widest;
+  return left > 4 ? 4 : static_cast<int>(left);
+}
+
+// Copies columns [column, column + width) of the step's matrix into a panel [H][padded width]:
+// W^T for the forward walk, W for the adjoint. Columns past H are zero.
+template <class S, class C>
+void pack_panel(const Problem& p, int64_t group, int64_t column, int vectors, C* panel) {
+  constexpr int L = kLanes<C>;
+  const int64_t width = vectors * L;
+  const int64_t valid = std::min<int64_t>(width, p.H - column);
+  const int64_t along_k = p.adjoint ? p.weight.row : p.weight.column;
+  const int64_t along_n = p.adjoint ? p.weight.column : p.weight.row;
+  const S* w = static_cast<const S*>(p.weight.data) + group * p.weight.group + column * along_n;
+  const auto value = [](S x) -> C {
+    if constexpr (std::is_same_v<S, C>) {
+      return x;
+    } else if constexpr (std::is_same_v<S, BFloat16>) {
+      return bits_as<float>(static_cast<uint32_t>(x.bits) << 16);
+    } else {
+      return half_to_float(x.bits);
+    }
+  };
+  if (valid < width) std::fill(panel, panel + p.H * width, C{0});
+  // Blocks of 16 steps of k keep the strided side in cache when W is transposed.
+  for (int64_t k0 = 0; k0 < p.H; k0 += 16) {
+    const int64_t k1 = std::min<int64_t>(p.H, k0 + 16);
+    if (along_n == 1) {
+      for (int64_t k = k0; k < k1; ++k) {
+        for (int64_t n = 0; n < valid; ++n) panel[k * width + n] = value(w[k * along_k + n]);
+      }
+    } else {
+      for (int64_t n = 0; n < valid; ++n) {
+        for (int64_t k = k0; k < k1; ++k) {
+          panel[k * width + n] = value(w[k * along_k + n * along_n]);
+        }
+      }
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------- epilogue
+
+// A tile of one step: rows x columns, and where its operands and results lie.
+template <class S, class C>
+struct Tile {
+  int rows;
+  int columns;  // without the padding
+  const S* drive;
+  const S* factor;
+  S* out;
+  int64_t drive_row, factor_row, out_row;
+  C* carry;  // holds the sums, receives the new state
+  int64_t carry_row;
+};
+
+template <class S, class C, Primitive primitive, Phi phi>
+inline Vec<C> step_value(const Tile<S, C>& tile, int row, int column, int n, Vec<C> sum) {
+  const Vec<C> x = load<S, C>(tile.drive + row * tile.drive_row + column, n) + sum;
+  if constexpr (primitive == Primitive::recurrence) {
+    if constexpr (phi == Phi::tanh) return tanh<C>(x);
+    return C{0} > x ? Vec<C>{} : x;  // false for NaN, which therefore passes
+  } else {
+    const Vec<C> f = load<S, C>(tile.factor + row * tile.factor_row + column, n);
+    if constexpr (phi == Phi::tanh) return fma(-f, f, broadcast(C{1})) * x;
+    if constexpr (phi == Phi::relu) return f <= C{0} ? Vec<C>{} : x;  // as ATen's threshold
+    return f * x;
+  }
+}
+
+template <class S, class C, Primitive primitive, Phi phi>
+void epilogue(const Tile<S, C>& tile) {
+  constexpr int L = kLanes<C>;
+  for (int i = 0; i < tile.rows; ++i) {
+    C* carry = tile.carry + i * tile.carry_row;
+    S* out = tile.out + i * tile.out_row;
+    int j = 0;
+    for (; j + L <= tile.columns; j += L) {
+      const Vec<C> x =
+          step_value<S, C, primitive, phi>(tile, i, j, L, load_aligned(carry + j));
+      store_aligned(carry + j, x);
+      store<S, C>(out + j, L, x);
+    }
+    if (j < tile.columns) {
+      const int n = tile.columns - j;
+      const Vec<C> x =
+          step_value<S, C, primitive, phi>(tile, i, j, n, load_aligned(carry + j));
+      store_aligned(carry + j, x);
+      store<S, C>(out + j, n, x);
+    }
+  }
+}
+
+template <class S, class C>
+using Epilogue = void (*)(const Tile<S, C>&);
+
+template <class S, class C>
+Epilogue<S, C> epilogue_of(const Problem& p) {
+  if (p.primitive == Primitive::recurrence) {
+    return p.phi == Phi::tanh ? &epilogue<S, C, Primitive::recurrence, Phi::tanh>
+                              : &epilogue<S, C, Primitive::recurrence, Phi::relu>;
+  }
+  switch (p.phi) {
+    case Phi::tanh:
+      return &epilogue<S, C, Primitive::linear, Phi::tanh>;
+    case Phi::relu:
+      return &epilogue<S, C, Primitive::linear, Phi::relu>;
+    default:
+      return &epilogue<S, C, Primitive::linear, Phi::given>;
+  }
+}
+
+// The rows of a step come from memory that nothing has touched lately; asked for before the
+// product, they are there after it.
+template <class S, class C>
+inline void prefetch(const Tile<S, C>& tile) {
+  constexpr int line = 64 / static_cast<int>(sizeof(S));
+  for (int i = 0; i < tile.rows; ++i) {
+    for (int j = 0; j < tile.columns; j += line) {
+      __builtin_prefetch(tile.drive + i * tile.drive_row + j);
+      if (tile.factor) __builtin_prefetch(tile.factor + i * tile.factor_row + j);
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------- the walk
+
+// One thread's part of a walk: a group, its rows [row_begin, row_end), its vectors of columns.
+struct Slice {
+  int64_t group;
+  int64_t row_begin, row_end;
+  int64_t vector_begin, vector_end;
+};
+
+template <class S, class C>
+class Walk {
+ public:
+  Walk(const Problem& p, const Schedule& schedule, const Workspace& space, const Slice& slice)
+      : p_(p),
+        widest_(schedule.panel_vectors),
+        slice_(slice),
+        stride_(space.carry_stride),
+        epilogue_(epilogue_of<S, C>(p)) {
+    constexpr int64_t L = kLanes<C>;
+    const int64_t vectors = (p.H + L - 1) / L;
+    weights_ = reinterpret_cast<const C*>(space.weights) + slice.group * p.H * vectors * L;
+    carry_ = reinterpret_cast<C*>(space.carry) + slice.group * 2 * p.B * stride_;
+  }
+
+  // `barrier` is met by the `size` threads that share the rows.
+  void run(Barrier& barrier, int32_t size) {
+    const bool backwards = walks_backwards(p_, slice_.group);
+    const auto time = [&](int64_t i) { return backwards ? p_.T - 1 - i : i; };
+    begin_rows(buffer(0), 0, rows_at(p_, time(0)));
+    barrier.wait(size);
+    int64_t carried = 0;
+    for (int64_t i = 0; i < p_.T; ++i) {
+      const int64_t t = time(i);
+      const int64_t rows = rows_at(p_, t);
+      step(t, rows, std::min(rows, carried), i);
+      carried = rows;
+      if (i + 1 < p_.T) {
+        begin_rows(buffer(i + 1), rows, rows_at(p_, time(i + 1)));
+        barrier.wait(size);
+      }
+    }
+  }
+
+ private:
+  C* buffer(int64_t i) const { return carry_ + (i & 1) * p_.B * stride_; }
+
+  // Rows [from, to) have no step behind them: their carry is the initial state.
+  void begin_rows(C* carry, int64_t from, int64_t to) const {
+    constexpr int64_t L = kLanes<C>;
+    if (!p_.initial.data) return;
+    const S* initial = static_cast<const S*>(p_.initial.data) + slice_.group * p_.initial.group;
+    for (int64_t b = std::max(from, slice_.row_begin); b < std::min(to, slice_.row_end); ++b) {
+      const S* row = initial + b * p_.initial.row;
+      for (int64_t v = slice_.vector_begin; v < slice_.vector_end; ++v) {
+        const int n = static_cast<int>(std::min<int64_t>(L, p_.H - v * L));
+        store_aligned(carry + b * stride_ + v * L, load<S, C>(row + v * L, n));
+      }
+    }
+  }
+
+  // Rows below `carried` have a step behind them.
+  void step(int64_t t, int64_t rows, int64_t carried, int64_t i) const {
+    const int64_t end = std::min(rows, slice_.row_end);
+    // Without an initial state the first product is not taken: 0 times an infinite weight is NaN.
+    const int64_t multiplied = p_.initial.data ? end : std::min(end, carried);
+    const C* from = buffer(i);
+    C* to = buffer(i + 1);
+    // Up the panels on even steps and down on odd ones: when W does not fit the L2 cache, the part
+    // used last is still there.
+    const int64_t vectors = slice_.vector_end - slice_.vector_begin;
+    const int64_t whole = vectors / widest_;
+    const int64_t rest = vectors - whole * widest_;
+    const auto whole_panels = [&] {
+      for (int64_t q = 0; q < whole; ++q) {
+        const int64_t panel = (i & 1) ? whole - 1 - q : q;
+        panel_step(t, slice_.vector_begin + panel * widest_, widest_, from, to, multiplied, end);
+      }
+    };
+    if (!(i & 1)) whole_panels();
+    for (int64_t done = 0; done < rest;) {
+      const int width = panel_vectors(rest - done, widest_);
+      panel_step(t, slice_.vector_begin + whole * widest_ + done, width, from, to, multiplied, end);
+      done += width;
+    }
+    if (i & 1) whole_panels();
+  }
+
+  void panel_step(int64_t t, int64_t vector, int width, const C* from, C* to, int64_t multiplied,
+                  int64_t end) const {
+    const int64_t begin = slice_.row_begin;
+    blocks(t, vector, width, from, to, begin, multiplied, p_.H);
+    blocks(t, vector, width, from, to, std::max(begin, multiplied), end, 0);
+  }
+
+  // Rows [begin, end) in equal blocks, none higher than the register tile.
+  void blocks(int64_t t, int64_t vector, int width, const C* from, C* to, int64_t begin,
+              int64_t end, int64_t K) const {
+    constexpr int64_t L = kLanes<C>;
+    if (begin >= end) return;
+    const int64_t count = (end - begin + kTileRows[width] - 1) / kTileRows[width];
+    const int64_t column = vector * L;
+    const C* panel = weights_ + column * p_.H;
+    Tile<S, C> tile;
+    tile.columns = static_cast<int>(std::min<int64_t>(width * L, p_.H - column));
+    tile.drive_row = p_.drive.row;
+    tile.factor_row = p_.factor.row;
+    tile.out_row = p_.out.row;
+    tile.carry_row = stride_;
+    for (int64_t block = 0; block < count; ++block) {
+      const int64_t b = begin + part_begin(end - begin, count, block);
+      tile.rows = static_cast<int>(begin + part_begin(end - begin, count, block + 1) - b);
+      tile.drive = at(p_.drive, t, b) + column;
+      tile.factor = p_.factor.data ? at(p_.factor, t, b) + column : nullptr;
+      tile.out = at(p_.out, t, b) + column;
+      tile.carry = to + b * stride_ + column;
+      prefetch(tile);
+      kProducts<C>.tile[width][tile.rows](from + b * stride_, stride_, panel, K, tile.carry,
+                                          stride_);
+      epilogue_(tile);
+    }
+  }
+
+  S* at(const Sequence& s, int64_t t, int64_t b) const {
+    return static_cast<S*>(s.data) + origin(p_, s, t) + b * s.row + slice_.group * s.group;
+  }
+
+  const Problem& p_;
+  const int widest_;
+  const Slice slice_;
+  const int64_t stride_;
+  const Epilogue<S, C> epilogue_;
+  const C* weights_;
+  C* carry_;
+};
+
+// Packs this thread's share of every group's weights: the columns that it will itself read, dealt
+// out among the teams.
+template <class S, class C>
+void pack_share(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank) {
+  constexpr int64_t L = kLanes<C>;
+  const int64_t vectors = (p.H + L - 1) / L;
+  const int32_t part = rank % schedule.column_parts;
+  const int64_t begin = part_begin(vectors, schedule.column_parts, part);
+  const int64_t end = part_begin(vectors, schedule.column_parts, part + 1);
+  int64_t turn = rank / schedule.column_parts;
+  for (int64_t g = 0; g < p.G; ++g) {
+    C* weights = reinterpret_cast<C*>(space.weights) + g * p.H * vectors * L;
+    for (int64_t v = begin; v < end;) {
+      const int width = panel_vectors(end - v, schedule.panel_vectors);
+      if (turn-- == 0) {
+        pack_panel<S, C>(p, g, v * L, width, weights + v * L * p.H);
+        turn = schedule.teams - 1;
+      }
+      v += width;
+    }
+  }
+}
+
+template <class S, class C>
+void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
+                int32_t size) {
+  constexpr int64_t L = kLanes<C>;
+  const int32_t columns = schedule.column_parts;
+  const int32_t team = rank / columns;
+  const bool needed = team < schedule.teams;
+  if (needed) pack_share<S, C>(p, schedule, space, rank);
+  space.everyone->wait(size);
+  if (!needed) return;
+  const int64_t vectors = (p.H + L - 1) / L;
+  for (int64_t unit = team; unit < p.G * schedule.row_parts; unit += schedule.teams) {
+    const int64_t part = unit % schedule.row_parts;
+    Slice slice;
+    slice.group = unit / schedule.row_parts;
+    slice.row_begin = part_begin(p.B, schedule.row_parts, part);
+    slice.row_end = part_begin(p.B, schedule.row_parts, part + 1);
+    slice.vector_begin = part_begin(vectors, columns, rank % columns);
+    slice.vector_end = part_begin(vectors, columns, rank % columns + 1);
+    Walk<S, C>(p, schedule, space, slice).run(space.teams[team], columns);
+  }
+}
+
+void walk(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
+          int32_t size) {
+  switch (p.type) {
+    case Type::float32:
+      return walk_typed<float, float>(p, schedule, space, rank, size);
+    case Type::float64:
+      return walk_typed<double, double>(p, schedule, space, rank, size);
+    case Type::bfloat16:
+      return walk_typed<BFloat16, float>(p, schedule, space, rank, size);
+    case Type::float16:
+      return walk_typed<Float16, float>(p, schedule, space, rank, size);
+  }
+}
+
+template <class C>
+constexpr Machine machine() {
+  Machine m{};
+  m.lanes = kLanes<C>;
+  for (int i = 0; i < 9; ++i) m.rows[i] = kTileRows[i];
+  return m;
+}

@@ -1,0 +1,30 @@
+// The kernels for every machine: 16-byte vectors, SSE2 on x86-64.
+//
+// The standard headers come before the target pragma: their inline functions must not be compiled
+// with instructions that another machine, sharing them through the linker, does not have.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.h"
+#include "storage.h"
+
+namespace fused_bptt {
+namespace {
+
+constexpr int kVectorBytes = 16;
+#include "vector-inl.h"
+#include "simd_baseline.h"
+#include "simd-inl.h"
+#include "tanh-inl.h"
+#include "kernels-inl.h"
+
+}  // namespace
+
+extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk};
+
+}  // namespace fused_bptt

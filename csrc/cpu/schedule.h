@@ -1,0 +1,36 @@
+// Which thread computes what: a pure function of the problem, the vector width and the number of
+// threads. It changes the time a call takes, never its bits.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+namespace fused_bptt {
+
+// What the schedule knows of an instruction set.
+struct Machine {
+  int64_t lanes;       // elements of the compute type in one vector
+  int64_t rows[9];     // rows[n]: most rows of a register tile n vectors wide; 0: no such tile
+};
+
+struct Schedule {
+  int32_t row_parts;      // each group's batch rows are cut into this many parts
+  int32_t column_parts;   // each vector of hidden units belongs to one of this many threads
+  int32_t teams;          // teams of column_parts threads; each takes (group, row part) in turn
+  int32_t panel_vectors;  // widest panel of packed weights, in vectors
+};
+
+Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
+                       int32_t threads);
+
+// The number of threads worth waking for this problem, from 1 to `available`.
+int32_t worthwhile_threads(const Problem& problem, const Machine& machine, int64_t compute_bytes,
+                           int32_t available);
+
+// Cuts [0, total) into `parts` nearly equal parts and gives the beginning of part `index`.
+inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) {
+  return total / parts * index + (index < total % parts ? index : total % parts);
+}
+
+}  // namespace fused_bptt

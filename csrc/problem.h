@@ -1,0 +1,78 @@
+// What a kernel receives: sizes, strides and pointers. No Torch, no CUDA headers.
+//
+// T steps, B batch rows, G independent recurrences (groups), H hidden units.
+#pragma once
+
+#include <cstdint>
+
+namespace fused_bptt {
+
+enum class Type : int32_t { float32, float64, bfloat16, float16 };
+
+// recurrence         h_t = phi(u_t + W h_{t-1})
+// linear recurrence  s_t = d_t * (v_t + W s_{t-1})
+enum class Primitive : int32_t { recurrence, linear };
+
+// Recurrence: which phi. Linear recurrence: where d_t comes from. `given` means that `factor` is
+// d itself; otherwise `factor` is h, and d = 1 - h^2 (tanh) or [h > 0] (relu).
+enum class Phi : int32_t { given = 0, tanh = 1, relu = 2 };
+
+// A sequence [T, B, G, H] whose last dimension is contiguous. Element (t, b, g, n) lies at
+// data[origin(t) + b * row + g * group + n], where origin(t) is t * step, or first_rows[t] * row
+// when the sequence is packed. Strides are in elements and may be 0 or negative.
+struct Sequence {
+  void* data;
+  int64_t step;
+  int64_t row;
+  int64_t group;
+};
+
+// The recurrent weights [G, H, H]: weight_hh of group g, row = unit that receives.
+struct Weights {
+  const void* data;
+  int64_t group;
+  int64_t row;
+  int64_t column;
+};
+
+// The state before the first step, [G, B, H]; null stands for zero, and then the first product is
+// not taken at all. The last dimension is contiguous.
+struct State {
+  const void* data;
+  int64_t group;
+  int64_t row;
+};
+
+struct Problem {
+  Primitive primitive;
+  Phi phi;
+  // Walk every group the other way in time, with W^T: q_t = d_t * (v_t + W^T q_{t+1}).
+  bool adjoint;
+  Type type;
+  int64_t T, B, G, H;
+  // The last `reverse_groups` groups walk from the last step to the first.
+  int64_t reverse_groups;
+  // Packed sequences: rows at each step [T], never increasing, and the row that each step begins
+  // at [T]. Both null: B rows at every step.
+  const int64_t* batch_sizes;
+  const int64_t* first_rows;
+  Sequence drive;   // u or v
+  Sequence factor;  // d or h; linear recurrence only
+  Weights weight;
+  State initial;
+  Sequence out;  // h or s
+};
+
+inline int64_t rows_at(const Problem& p, int64_t t) {
+  return p.batch_sizes ? p.batch_sizes[t] : p.B;
+}
+
+inline int64_t origin(const Problem& p, const Sequence& s, int64_t t) {
+  return p.first_rows ? p.first_rows[t] * s.row : t * s.step;
+}
+
+inline bool walks_backwards(const Problem& p, int64_t g) {
+  return (g >= p.G - p.reverse_groups) != p.adjoint;
+}
+
+}  // namespace fused_bptt

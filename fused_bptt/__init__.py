@@ -1,0 +1,10 @@
+"""A drop-in ``torch.nn.RNN`` with a fused forward and hand-written backpropagation through time."""
+
+from importlib.metadata import version
+
+from .convert import replace_rnn
+from .functional import rnn
+from .rnn import RNN
+
+__version__ = version("fused-bptt")
+__all__ = ["RNN", "__version__", "replace_rnn", "rnn"]

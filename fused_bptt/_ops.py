@@ -1,0 +1,136 @@
+"""The operators of the compiled library: loading, thin wrappers, fake kernels.
+
+The only file that names ``torch.ops.fused_bptt``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).with_name("_C.abi3.so")
+
+if not _LIBRARY.exists():
+    raise ImportError(
+        f"fused_bptt: the compiled library {_LIBRARY.name} is missing beside {__file__}. "
+        "Build it with `pip install .` (or `make install` in a clone)."
+    )
+torch.ops.load_library(_LIBRARY)
+
+_recurrence = torch.ops.fused_bptt.recurrence.default
+_linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
+
+#: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
+GIVEN, TANH, RELU = 0, 1, 2
+
+
+def recurrence(
+    u: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+) -> Tensor:
+    """h_t = φ(u_t + W h_{t-1}) for every group; no autograd.
+
+    Args:
+        u: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
+        weight: [G, H, H], ``weight_hh`` of each group.
+        h0: [G, B, H].
+        batch_sizes: int64 [T] on the CPU, never increasing, as in ``PackedSequence``; or None.
+        reverse_groups: the last so many groups walk time backwards.
+        nonlinearity: ``TANH`` or ``RELU``.
+
+    Returns:
+        h, contiguous, of u's shape and dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)  # type: ignore[no-any-return]
+
+
+def linear_recurrence(
+    factor: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    s0: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    derivative: int,
+    adjoint: bool,
+) -> Tensor:
+    """s_t = d_t ⊙ (v_t + W s_{t-1}), or its adjoint q_t = d_t ⊙ (v_t + Wᵀ q_{t+1}); no autograd.
+
+    Args:
+        factor: d itself (``derivative=GIVEN``), or h, of v's shape.
+        v: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
+        weight: [G, H, H].
+        s0: [G, B, H], or None for zero.
+        batch_sizes: as in :func:`recurrence`.
+        reverse_groups: as in :func:`recurrence`.
+        derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
+        adjoint: walk every group the other way in time, with Wᵀ.
+
+    Returns:
+        s, contiguous, of v's shape and dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _linear_recurrence(  # type: ignore[no-any-return]
+        factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
+    )
+
+
+@torch.library.register_fake("fused_bptt::recurrence")
+def _(
+    u: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+) -> Tensor:
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("fused_bptt::linear_recurrence")
+def _(
+    factor: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    s0: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    derivative: int,
+    adjoint: bool,
+) -> Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+def compiled_isas() -> list[str]:
+    """CPU instruction sets that this build contains, widest last."""
+    return torch.ops.fused_bptt.compiled_isas().split()  # type: ignore[no-any-return]
+
+
+def cpu_isas() -> list[str]:
+    """Those of :func:`compiled_isas` that this machine has."""
+    return torch.ops.fused_bptt.cpu_isas().split()  # type: ignore[no-any-return]
+
+
+def cpu_isa() -> str:
+    """The instruction set in use: the widest, or the one that ``FUSED_BPTT_CPU`` names.
+
+    Raises:
+        RuntimeError: ``FUSED_BPTT_CPU`` names one that is not in :func:`cpu_isas`.
+    """
+    return torch.ops.fused_bptt.cpu_isa()  # type: ignore[no-any-return]
+
+
+def cuda_archs() -> list[str]:
+    """CUDA architectures that this build contains; empty when it was built without nvcc."""
+    return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]

@@ -1,0 +1,226 @@
+"""The stateless RNN: ``torch.nn.RNN``'s semantics, weights as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _ops
+from ._autograd import recurrence
+from ._steps import Steps
+
+_NONLINEARITIES = {"tanh": _ops.TANH, "relu": _ops.RELU}
+
+
+@overload
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    num_layers: int = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    bidirectional: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def rnn(
+    input: PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    num_layers: int = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    bidirectional: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[PackedSequence, Tensor]: ...
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Multi-layer Elman RNN, h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), on a whole sequence.
+
+    The same function as :class:`torch.nn.RNN` computes (https://pytorch.org/docs/stable/
+    generated/torch.nn.RNN.html), with D = 2 if ``bidirectional`` else 1.
+
+    Args:
+        input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.
+        hx: initial state [num_layers * D, B, H] ([num_layers * D, H] unbatched); None is zero.
+        weights: for each layer, for each direction: ``weight_ih`` [H, I] ([H, D * H] above the
+            first layer), ``weight_hh`` [H, H], and, with ``bias``, ``bias_ih`` [H], ``bias_hh``
+            [H]: the order of ``nn.RNN``'s parameters.
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        bias: whether ``weights`` contains biases. Default True.
+        num_layers: number of layers. Default 1.
+        dropout: probability of zeroing an output of every layer but the last while ``training``.
+            Default 0.
+        training: whether dropout applies. Default False.
+        bidirectional: a second recurrence walks time backwards. Default False.
+        batch_first: input and output are [B, T, ...]. Default False.
+
+    Returns:
+        ``(output, h_n)``: output [T, B, D * H] (shaped as ``input``, packed if it was) holds the
+        last layer's h_t; h_n [num_layers * D, B, H] holds each layer's and direction's last h.
+
+    Raises:
+        ValueError, RuntimeError: an argument does not fit, in ``nn.RNN``'s words where it has some.
+    """
+    phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
+    if isinstance(input, PackedSequence):
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
+    else:
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+            )
+        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
+        batched = data.dim() == 3
+        if hx is not None and hx.dim() != data.dim():
+            kind, want = ("batched 3-D", "3-D") if batched else ("unbatched 2-D", "2-D")
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {want} but got {hx.dim()}-D tensor"
+            )
+        if not batched:
+            data = data.unsqueeze(1)
+            hx = hx if hx is None else hx.unsqueeze(1)
+        elif batch_first:
+            data = data.transpose(0, 1)
+        rows = data.size(1)
+
+    directions = 2 if bidirectional else 1
+    states = num_layers * directions
+    hidden_size = weights[1].size(0)
+    if hx is None:
+        hx = torch.zeros(states, rows, hidden_size, dtype=data.dtype, device=data.device)
+    elif sorted_indices is not None:
+        hx = hx.index_select(1, sorted_indices)
+    _check_tensors(data, hx, weights, batch_sizes, (states, rows, hidden_size))
+
+    per_direction = 4 if bias else 2
+    last_states = []
+    for layer in range(num_layers):
+        begin = layer * directions
+        parameters = [
+            weights[(begin + d) * per_direction : (begin + d + 1) * per_direction]
+            for d in range(directions)
+        ]
+        data, last = _layer(data, hx[begin : begin + directions], parameters, batch_sizes, phi)
+        last_states.append(last)
+        if dropout > 0 and training and layer < num_layers - 1:
+            data = F.dropout(data, dropout, training=True)
+    h_n = torch.cat(last_states)
+
+    if batch_sizes is not None:
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+        return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), h_n
+    if not batched:
+        return data.squeeze(1), h_n.squeeze(1)
+    return data.transpose(0, 1) if batch_first else data, h_n
+
+
+def _layer(
+    x: Tensor,
+    h0: Tensor,
+    parameters: list[Sequence[Tensor]],
+    batch_sizes: Tensor | None,
+    phi: int,
+) -> tuple[Tensor, Tensor]:
+    """One layer, all its directions in one call: x [T, B, I] or [N, I] to [..., D * H]."""
+    biases = [p[2] + p[3] for p in parameters if len(p) == 4]
+    if len(parameters) == 1:
+        weight_ih, bias = parameters[0][0], biases[0] if biases else None
+        weight_hh = parameters[0][1].unsqueeze(0)
+    else:
+        weight_ih = torch.cat([p[0] for p in parameters])
+        weight_hh = torch.stack([p[1] for p in parameters])
+        bias = torch.cat(biases) if biases else None
+    # Contiguous, so that the product is one matrix product with its bias inside.
+    u = F.linear(x.contiguous(), weight_ih, bias)
+    u = u.unflatten(-1, (len(parameters), weight_hh.size(-1)))
+    if u.dtype != weight_hh.dtype:  # under autocast F.linear has chosen the dtype
+        weight_hh = weight_hh.to(u.dtype)
+    if u.dtype != h0.dtype:
+        h0 = h0.to(u.dtype)
+    reverse_groups = len(parameters) - 1
+    h = recurrence(u, weight_hh, h0, batch_sizes, reverse_groups, phi)
+    if h.size(0) == 0:
+        return h.flatten(-2), h0
+    steps = Steps(h, batch_sizes, reverse_groups, adjoint=False)
+    return h.flatten(-2), steps.last(h)
+
+
+def _check_options(
+    weights: Sequence[Tensor],
+    nonlinearity: str,
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    bidirectional: bool,
+) -> int:
+    if nonlinearity not in _NONLINEARITIES:
+        raise ValueError(
+            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+        )
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    expected = num_layers * (2 if bidirectional else 1) * (4 if bias else 2)
+    if len(weights) != expected:
+        raise ValueError(
+            f"weights: expected {expected} tensors (num_layers={num_layers}, "
+            f"bidirectional={bidirectional}, bias={bias}), got {len(weights)}"
+        )
+    return _NONLINEARITIES[nonlinearity]
+
+
+def _check_tensors(
+    data: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    states: tuple[int, int, int],
+) -> None:
+    """Shapes, dtypes and devices, in the words of ``nn.RNN`` and in its order."""
+    weight = weights[0]
+    if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({data.dtype})"
+        )
+    expected_dim = 3 if batch_sizes is None else 2
+    if data.dim() != expected_dim:
+        raise RuntimeError(f"input must have {expected_dim} dimensions, got {data.dim()}")
+    if weight.size(-1) != data.size(-1):
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {weight.size(-1)}, got {data.size(-1)}"
+        )
+    if tuple(hx.shape) != states:
+        raise RuntimeError(f"Expected hidden size {states}, got {list(hx.shape)}")

@@ -1,0 +1,98 @@
+"""The module: parameters, state_dict and options of ``torch.nn.RNN``; no numerics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .convert import same_state
+from .functional import rnn
+
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+
+class RNN(nn.RNNBase):
+    """A drop-in replacement of :class:`torch.nn.RNN`, fused forward and backward.
+
+    h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) (Elman, "Finding structure in time", 1990), with
+    the constructor, attributes, parameters (``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``,
+    ``bias_hh_l0``, ``..._reverse``), initialisation and ``state_dict`` of ``nn.RNN``. The same seed
+    gives the same weights.
+
+    Args:
+        input_size: I, number of input features.
+        hidden_size: H, number of hidden units.
+        num_layers: number of layers. Default 1.
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        bias: whether there are biases. Default True.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
+        dropout: probability of zeroing an output of every layer but the last, in training mode.
+            Default 0.
+        bidirectional: a second recurrence walks time backwards. Default False.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: the parameters' dtype: float64, float32, bfloat16 or float16. Default: torch's.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, in ``nn.RNN``'s words.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError(
+                "proj_size argument is only supported for LSTM, not RNN or GRU"
+            )
+        if len(args) > 3:  # nonlinearity is the fourth; nn.RNNBase does not know it
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in _MODES:
+            raise ValueError(
+                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the whole sequence; shapes and errors are those of :func:`fused_bptt.rnn`.
+
+        Args:
+            input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.
+            hx: initial state [num_layers * D, B, H] ([num_layers * D, H] unbatched), D = 2 if
+                bidirectional else 1. Default: zero.
+
+        Returns:
+            ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
+        """
+        return rnn(
+            input,
+            hx,
+            # By name, not from _flat_weights: a parametrization replaces the attribute.
+            [getattr(self, name) for name in self._flat_weights_names],
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+        )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: weights may lie anywhere in memory. Kept because users of nn.RNN call it."""
+
+    @classmethod
+    def from_torch(cls, module: nn.RNN) -> RNN:
+        """An ``RNN`` that shares ``module``'s parameters, hooks and training mode.
+
+        Raises:
+            TypeError: ``module`` is not exactly an ``nn.RNN`` (a subclass may compute anything).
+        """
+        return same_state(module, nn.RNN, cls)
+
+    def to_torch(self) -> nn.RNN:
+        """A ``torch.nn.RNN`` that shares this module's parameters, hooks and training mode."""
+        return same_state(self, RNN, nn.RNN)
