@@ -23,6 +23,7 @@ using torch::stable::Tensor;
 struct Bridged {
   Problem problem;
   Tensor out;
+  Tensor last;
   std::vector<Tensor> kept;
   std::vector<int64_t> first_rows;
 };
@@ -84,6 +85,10 @@ inline Sequence sequence_of(const Tensor& tensor, bool packed) {
   return s;
 }
 
+inline State state_of(const Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
+}
+
 // The last dimension must be contiguous in memory; a tensor that is not so is copied.
 inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
@@ -92,12 +97,13 @@ inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
   return bridged.kept.back();
 }
 
-inline Tensor empty_like_shape(const Tensor& model) {
-  std::vector<int64_t> strides(static_cast<size_t>(model.dim()));
+// A new contiguous tensor with the model's dtype and device.
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& model) {
+  std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
-  for (int64_t i = model.dim() - 1; i >= 0; --i) {
-    strides[static_cast<size_t>(i)] = stride;
-    stride *= model.size(i) > 0 ? model.size(i) : 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
   int32_t dtype = 0;
   int32_t device_type = 0;
@@ -105,14 +111,14 @@ inline Tensor empty_like_shape(const Tensor& model) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &device_type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(model.dim(), model.sizes().data(), strides.data(), dtype,
-                               device_type, model.get_device_index(), &handle));
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               dtype, device_type, model.get_device_index(), &handle));
   return Tensor(handle);
 }
 
 // Checks everything before anything is allocated or touched. `drive` is u or v; `factor` is null
-// for the recurrence; `initial` is h_0 or s_0.
-inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor& drive,
+// for the recurrence, and then there is a drive; `initial` is h_0 or s_0.
+inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor* drive,
                       const Tensor* factor, const Tensor& weight, const char* initial_name,
                       const Tensor* initial, const std::optional<Tensor>& batch_sizes,
                       int64_t reverse_groups, const char* phi_name, int64_t phi, bool adjoint) {
@@ -120,14 +126,17 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor&
   Problem& p = bridged.problem;
   const bool packed = batch_sizes.has_value();
 
-  STD_TORCH_CHECK(drive.dim() == (packed ? 3 : 4), drive_name, ": expected shape ",
+  // The sequence that is always there says the shape and dtype.
+  const Tensor& model = factor ? *factor : *drive;
+  const char* model_name = factor ? "factor" : drive_name;
+  STD_TORCH_CHECK(model.dim() == (packed ? 3 : 4), model_name, ": expected shape ",
                   packed ? "[N, G, H] with batch_sizes" : "[T, B, G, H] without batch_sizes",
-                  ", got ", shape_of(drive));
+                  ", got ", shape_of(model));
   p.primitive = primitive;
   p.adjoint = adjoint;
-  p.type = type_of(drive_name, drive);
-  p.G = drive.size(packed ? 1 : 2);
-  p.H = drive.size(packed ? 2 : 3);
+  p.type = type_of(model_name, model);
+  p.G = model.size(packed ? 1 : 2);
+  p.H = model.size(packed ? 2 : 3);
 
   const int64_t least_phi = primitive == Primitive::recurrence ? 1 : 0;
   STD_TORCH_CHECK(phi >= least_phi && phi <= 2, phi_name, ": expected ",
@@ -154,54 +163,52 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor&
       bridged.first_rows.push_back(rows);
       rows += values[t];
     }
-    STD_TORCH_CHECK(rows == drive.size(0), "batch_sizes: expected a sum of N = ", drive.size(0),
+    STD_TORCH_CHECK(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0),
                     ", got ", rows);
     p.batch_sizes = values;
     p.first_rows = bridged.first_rows.data();
   } else {
-    p.T = drive.size(0);
-    p.B = drive.size(1);
+    p.T = model.size(0);
+    p.B = model.size(1);
   }
 
   check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
-  check_like("weight", weight, drive_name, drive);
-  if (factor) {
-    const std::vector<int64_t> same(drive.sizes().begin(), drive.sizes().end());
-    check_shape("factor", *factor, same, packed ? "[N, G, H]" : "[T, B, G, H]");
-    check_like("factor", *factor, drive_name, drive);
+  check_like("weight", weight, model_name, model);
+  const std::vector<int64_t> shape(model.sizes().begin(), model.sizes().end());
+  if (factor && drive) {
+    check_shape(drive_name, *drive, shape, packed ? "[N, G, H]" : "[T, B, G, H]");
+    check_like(drive_name, *drive, model_name, model);
   }
   if (initial) {
     // A packed sequence of no steps does not say how many rows it has.
     if (packed && p.T == 0) p.B = initial->dim() == 3 ? initial->size(1) : 0;
     check_shape(initial_name, *initial, {p.G, p.B, p.H}, "[G, B, H]");
-    check_like(initial_name, *initial, drive_name, drive);
+    check_like(initial_name, *initial, model_name, model);
   }
 
-  p.drive = sequence_of(with_unit_stride(bridged, drive), packed);
+  if (drive) p.drive = sequence_of(with_unit_stride(bridged, *drive), packed);
   if (factor) p.factor = sequence_of(with_unit_stride(bridged, *factor), packed);
   p.weight = {weight.const_data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2)};
-  if (initial) {
-    const Tensor& state = with_unit_stride(bridged, *initial);
-    p.initial = {state.const_data_ptr(), state.stride(0), state.stride(1)};
-  }
-  bridged.out = empty_like_shape(drive);
+  if (initial) p.initial = state_of(with_unit_stride(bridged, *initial));
+  bridged.out = empty(shape, model);
   p.out = sequence_of(bridged.out, packed);
-  p.out.data = bridged.out.mutable_data_ptr();
+  bridged.last = empty({p.G, p.B, p.H}, model);
+  p.last = state_of(bridged.last);
   return bridged;
 }
 
 inline Bridged bridge_recurrence(const Tensor& u, const Tensor& weight, const Tensor& h0,
                                  const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
                                  int64_t nonlinearity) {
-  return bridge(Primitive::recurrence, "u", u, nullptr, weight, "h0", &h0, batch_sizes,
+  return bridge(Primitive::recurrence, "u", &u, nullptr, weight, "h0", &h0, batch_sizes,
                 reverse_groups, "nonlinearity", nonlinearity, false);
 }
 
-inline Bridged bridge_linear_recurrence(const Tensor& factor, const Tensor& v,
+inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
                                         const Tensor& weight, const std::optional<Tensor>& s0,
                                         const std::optional<Tensor>& batch_sizes,
                                         int64_t reverse_groups, int64_t derivative, bool adjoint) {
-  return bridge(Primitive::linear, "v", v, &factor, weight, "s0", s0 ? &*s0 : nullptr, batch_sizes,
+  return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0", s0 ? &*s0 : nullptr, batch_sizes,
                 reverse_groups, "derivative", derivative, adjoint);
 }
 

@@ -35,10 +35,9 @@ struct Weights {
   int64_t column;
 };
 
-// The state before the first step, [G, B, H]; null stands for zero, and then the first product is
-// not taken at all. The last dimension is contiguous.
+// A state of every row at an end of its walk, [G, B, H], the last dimension contiguous.
 struct State {
-  const void* data;
+  void* data;
   int64_t group;
   int64_t row;
 };
@@ -46,7 +45,7 @@ struct State {
 struct Problem {
   Primitive primitive;
   Phi phi;
-  // Walk every group the other way in time, with W^T: q_t = d_t * (v_t + W^T q_{t+1}).
+  // Walk every group the other way in time, with W^T: q_t = d_t * (v_t + r_t), r_t = W^T q_{t+1}.
   bool adjoint;
   Type type;
   int64_t T, B, G, H;
@@ -56,11 +55,15 @@ struct Problem {
   // at [T]. Both null: B rows at every step.
   const int64_t* batch_sizes;
   const int64_t* first_rows;
-  Sequence drive;   // u or v
+  Sequence drive;   // u or v; null v stands for zero
   Sequence factor;  // d or h; linear recurrence only
   Weights weight;
+  // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the cotangent
+  // of the last state. Null stands for zero, and then no product is taken with it at all.
   State initial;
   Sequence out;  // h or s
+  // Where each row's walk ends: h or s after its last step; adjoint: W^T q_1, the cotangent of s_0.
+  State last;
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from .convert import replace_rnn
 from .functional import rnn
-from .rnn import RNN
+from .module import RNN
 
 __version__ = version("fused-bptt")
 __all__ = ["RNN", "__version__", "replace_rnn", "rnn"]

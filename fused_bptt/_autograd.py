@@ -7,156 +7,213 @@ two kernels; what is left are dense products over all steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ops
 from ._steps import Steps
 
 
-def recurrence(
-    u: Tensor,
-    weight: Tensor,
+def layer(
+    x: Tensor,
     h0: Tensor,
     batch_sizes: Tensor | None,
-    reverse_groups: int,
-    nonlinearity: int,
-) -> Tensor:
-    """:func:`fused_bptt._ops.recurrence`, differentiable in u, weight and h0."""
+    phi: int,
+    directions: int,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """One layer of the RNN, differentiable in x, h0 and the parameters.
+
+    Args:
+        x: [T, B, I], or packed rows [N, I] with ``batch_sizes``.
+        h0: [D, B, H].
+        batch_sizes: int64 [T] on the CPU, or None.
+        phi: ``_ops.TANH`` or ``_ops.RELU``.
+        directions: D; the second direction walks time backwards.
+        parameters: of each direction: weight_ih, weight_hh[, bias_ih, bias_hh].
+
+    Returns:
+        h [T, B, D * H] or [N, D * H], and the last h of each direction [D, B, H].
+    """
     if torch.is_grad_enabled():
-        return Recurrence.apply(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)
-    return _ops.recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)
+        return _apply(Layer, x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return]
+    return Layer.forward(x, h0, batch_sizes, phi, directions, *parameters)
 
 
 def linear_recurrence(
     factor: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     weight: Tensor,
     s0: Tensor | None,
     batch_sizes: Tensor | None,
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.linear_recurrence`, differentiable in factor, v, weight and s0."""
+    args = (factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint)
     if torch.is_grad_enabled():
-        return LinearRecurrence.apply(
-            factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
-        )
-    return _ops.linear_recurrence(
-        factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
-    )
+        return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
+    return _ops.linear_recurrence(*args)
 
 
-class Recurrence(torch.autograd.Function):
-    """h_t = φ(u_t + W h_{t-1}). Backward is BPTT; it needs nothing saved but h."""
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply``, at half its cost for an eager call.
+
+    ``Function.apply`` binds default arguments through ``inspect.signature`` (20 µs); ours have none.
+    """
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+class Layer(torch.autograd.Function):
+    """One layer, all its directions: u_t = W_ih x_t + b_ih + b_hh, h_t = φ(u_t + W_hh h_{t-1}).
+
+    The input projection is in the same node of the graph as the recurrence: six nodes instead of
+    one would cost a short sequence more than its arithmetic does, and u need not be kept.
+    Backward is BPTT; it needs nothing saved but x and h.
+    """
 
     @staticmethod
     def forward(
-        u: Tensor,
-        weight: Tensor,
+        x: Tensor,
         h0: Tensor,
         batch_sizes: Tensor | None,
-        reverse_groups: int,
-        nonlinearity: int,
-    ) -> Tensor:
-        return _ops.recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)
+        phi: int,
+        directions: int,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        weight_ih, weight_hh, bias = _stack(parameters, directions)
+        u = _split(F.linear(x, weight_ih, bias), directions)
+        h, h_n = _ops.recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
+        return h.flatten(-2), h_n
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, weight, h0, batch_sizes, ctx.reverse_groups, ctx.nonlinearity = inputs
-        ctx.save_for_backward(output, weight, h0, batch_sizes)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, h0, batch_sizes, ctx.phi, ctx.directions, *parameters = inputs
+        ctx.save_for_backward(output[0], x, h0, batch_sizes, *parameters)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return (None,) * 6
-        h, weight, h0, batch_sizes = ctx.saved_tensors
-        need_u, need_weight, need_h0, *_ = ctx.needs_input_grad
-        # q_t = φ'(h_t) ⊙ (g_t + Wᵀ q_{t+1}) is the cotangent of u_t.
-        q = linear_recurrence(
-            h, g, weight, None, batch_sizes, ctx.reverse_groups, ctx.nonlinearity, True
+    def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        output, x, h0, batch_sizes, *parameters = ctx.saved_tensors
+        directions = ctx.directions
+        need_x, need_h0, _, _, _, *need = ctx.needs_input_grad
+        weight_ih, weight_hh, _ = _stack(parameters, directions, biases=False)
+        h = _split(output, directions)
+
+        # q_t = φ'(h_t) ⊙ (g_t + W_hhᵀ q_{t+1}) is the cotangent of u_t, W_hhᵀ q_1 that of h_0.
+        q, h0_bar = linear_recurrence(
+            h,
+            None if g is None else _split(g, directions),
+            weight_hh,
+            g_n,
+            batch_sizes,
+            directions - 1,
+            ctx.phi,
+            True,
         )
-        steps = Steps(h, batch_sizes, ctx.reverse_groups, adjoint=False)
+        rows = q.view(-1, weight_ih.size(0))
+        x_rows = x.reshape(-1, x.size(-1))
+
+        step = len(parameters) // directions
+        grads: list[Tensor | None] = [None] * len(parameters)
+        if any(need[0::step]):  # Σ_t q_t x_tᵀ
+            grads[0::step] = (rows.t() @ x_rows).chunk(directions)
+        if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
+            grads[1::step] = Steps(h, batch_sizes, directions - 1).sum_of_products(q, h, h0).unbind()
+        if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, for each bias its own
+            bias = rows.sum(0)
+            grads[2::step] = bias.chunk(directions)
+            grads[3::step] = bias.clone().chunk(directions)
         return (
-            q if need_u else None,
-            steps.sum_of_products(q, h, h0) if need_weight else None,  # Σ_t q_t h_{t-1}ᵀ
-            steps.first(q) @ weight if need_h0 else None,  # Wᵀ q_1
+            (rows @ weight_ih).view(x.shape) if need_x else None,
+            h0_bar if need_h0 else None,
             None,
             None,
             None,
+            *grads,
         )
 
 
 class LinearRecurrence(torch.autograd.Function):
-    """s_t = d_t ⊙ (v_t + W s_{t-1}), or its adjoint."""
+    """s_t = d_t ⊙ (v_t + W s_{t-1}), or its adjoint. Each is the other's backward."""
 
     @staticmethod
     def forward(
         factor: Tensor,
-        v: Tensor,
+        v: Tensor | None,
         weight: Tensor,
         s0: Tensor | None,
         batch_sizes: Tensor | None,
         reverse_groups: int,
         derivative: int,
         adjoint: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         return _ops.linear_recurrence(
             factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         factor, v, weight, s0, batch_sizes, ctx.reverse_groups, ctx.derivative, ctx.adjoint = inputs
-        ctx.save_for_backward(output, factor, v, weight, s0, batch_sizes)
+        ctx.save_for_backward(output[0], factor, v, weight, s0, batch_sizes)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
-        if c is None:
-            return (None,) * 8
+    def backward(ctx: Any, c: Tensor | None, c_last: Tensor | None) -> tuple[Tensor | None, ...]:
         s, factor, v, weight, s0, batch_sizes = ctx.saved_tensors
         need_factor, need_v, need_weight, need_s0, *_ = ctx.needs_input_grad
-        p = linear_recurrence(
-            factor,
-            c,
-            weight,
-            None,
-            batch_sizes,
-            ctx.reverse_groups,
-            ctx.derivative,
-            not ctx.adjoint,
+        groups = ctx.reverse_groups
+        p, s0_bar = linear_recurrence(
+            factor, c, weight, c_last, batch_sizes, groups, ctx.derivative, not ctx.adjoint
         )
-        steps = Steps(s, batch_sizes, ctx.reverse_groups, adjoint=ctx.adjoint)
-        # As row vectors, the walk multiplies by `ahead` and its adjoint by `back`.
-        ahead, back = (weight, weight.mT) if ctx.adjoint else (weight.mT, weight)
+        # Of the pair s and p one is the walk x_t = d_t ⊙ (. + W x_{t-1}) from x_0, the other its
+        # adjoint y_t = d_t ⊙ (. + r_t), r_t = Wᵀ y_{t+1} from r_T.
+        x, y, x_in, y_in = (p, s, c, v) if ctx.adjoint else (s, p, v, c)
+        x_0, r_last = (c_last, s0) if ctx.adjoint else (s0, c_last)
+        steps = Steps(s, batch_sizes, groups)
 
         factor_bar = None
         if need_factor and ctx.derivative != _ops.RELU:  # [h > 0] has derivative zero
-            other_way = Steps(s, batch_sizes, ctx.reverse_groups, adjoint=not ctx.adjoint)
-            d_bar = (c + _multiply(other_way.previous(p, None), back)) * (
-                v + _multiply(steps.previous(s, s0), ahead)
-            )
+            before = _multiply(steps.previous(x, x_0), weight.mT)
+            r = steps.following(_multiply(y, weight), r_last)
+            d_bar = (before if x_in is None else before + x_in) * (r if y_in is None else r + y_in)
             factor_bar = d_bar if ctx.derivative == _ops.GIVEN else -2 * factor * d_bar
-        weight_bar = None
-        if need_weight:
-            weight_bar = steps.sum_of_products(p, s, s0)
-            if ctx.adjoint:
-                weight_bar = weight_bar.mT
         return (
             factor_bar,
             p if need_v else None,
-            weight_bar,
-            steps.first(p) @ back if need_s0 else None,
+            steps.sum_of_products(y, x, x_0) if need_weight else None,  # Σ_t y_t x_{t-1}ᵀ
+            s0_bar if need_s0 else None,
             None,
             None,
             None,
             None,
         )
+
+
+def _stack(
+    parameters: Sequence[Tensor], directions: int, biases: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """weight_ih [D * H, I], weight_hh [D, H, H], b_ih + b_hh [D * H] of all D directions."""
+    step = len(parameters) // directions
+    bias = None
+    if biases and step == 4:
+        sums = [parameters[i + 2] + parameters[i + 3] for i in range(0, len(parameters), step)]
+        bias = sums[0] if directions == 1 else torch.cat(sums)
+    if directions == 1:
+        return parameters[0], parameters[1].unsqueeze(0), bias
+    return torch.cat(parameters[0::step]), torch.stack(parameters[1::step]), bias
+
+
+def _split(x: Tensor, directions: int) -> Tensor:
+    """[..., D * H] as [..., D, H]."""
+    return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

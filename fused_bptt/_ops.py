@@ -33,7 +33,7 @@ def recurrence(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """h_t = φ(u_t + W h_{t-1}) for every group; no autograd.
 
     Args:
@@ -45,7 +45,7 @@ def recurrence(
         nonlinearity: ``TANH`` or ``RELU``.
 
     Returns:
-        h, contiguous, of u's shape and dtype.
+        h, contiguous, of u's shape and dtype; and each row's last h [G, B, H].
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -55,28 +55,32 @@ def recurrence(
 
 def linear_recurrence(
     factor: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     weight: Tensor,
     s0: Tensor | None,
     batch_sizes: Tensor | None,
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
-) -> Tensor:
-    """s_t = d_t ⊙ (v_t + W s_{t-1}), or its adjoint q_t = d_t ⊙ (v_t + Wᵀ q_{t+1}); no autograd.
+) -> tuple[Tensor, Tensor]:
+    """The linear recurrence or its adjoint, for every group; no autograd.
+
+    - s_t = d_t ⊙ (v_t + W s_{t-1}), from s_0 to s_T;
+    - adjoint: q_t = d_t ⊙ (v_t + r_t), r_t = Wᵀ q_{t+1}, from r_T to r_0 = Wᵀ q_1: what the
+      cotangents of s_t and s_T are to those of v_t and s_0.
 
     Args:
-        factor: d itself (``derivative=GIVEN``), or h, of v's shape.
-        v: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
+        factor: d itself (``derivative=GIVEN``), or h; [T, B, G, H], or packed rows [N, G, H].
+        v: of factor's shape, or None for zero.
         weight: [G, H, H].
-        s0: [G, B, H], or None for zero.
+        s0: s_0, or, adjoint, r_T; [G, B, H], or None for zero.
         batch_sizes: as in :func:`recurrence`.
         reverse_groups: as in :func:`recurrence`.
         derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
         adjoint: walk every group the other way in time, with Wᵀ.
 
     Returns:
-        s, contiguous, of v's shape and dtype.
+        s (or q), contiguous, of factor's shape and dtype; and s_T (or r_0) [G, B, H].
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -94,22 +98,30 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-) -> Tensor:
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
+) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(h0.shape)
 
 
 @torch.library.register_fake("fused_bptt::linear_recurrence")
 def _(
     factor: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     weight: Tensor,
     s0: Tensor | None,
     batch_sizes: Tensor | None,
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
-) -> Tensor:
-    return torch.empty_like(v, memory_format=torch.contiguous_format)
+) -> tuple[Tensor, Tensor]:
+    if s0 is not None:
+        batch = s0.size(1)
+    elif batch_sizes is None:
+        batch = factor.size(1)
+    else:  # batch_sizes[0], which a fake tensor does not know
+        batch = torch.library.get_ctx().new_dynamic_size()
+    return factor.new_empty(factor.shape), factor.new_empty(
+        factor.size(-2), batch, factor.size(-1)
+    )
 
 
 def compiled_isas() -> list[str]:

@@ -6,7 +6,7 @@ Notation: T steps, B batch rows, G groups (independent recurrences), I inputs, H
 
     recurrence         h_t = φ(u_t + W h_{t-1})
     linear recurrence  s_t = d_t ⊙ (v_t + W s_{t-1})
-    its adjoint        q_t = d_t ⊙ (v_t + Wᵀ q_{t+1})
+    its adjoint        q_t = d_t ⊙ (v_t + r_t),  r_t = Wᵀ q_{t+1}
 
 Tensors hold row vectors, so `W h` is written `h @ W.T` and `Wᵀ q` is written `q @ W`.
 
@@ -33,47 +33,56 @@ def recurrence(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-) -> Tensor:
-    """h_t = φ(u_t + W h_{t-1}), step by step, in a form that autograd can tape."""
+) -> tuple[Tensor, Tensor]:
+    """h_t = φ(u_t + W h_{t-1}), and each row's last h: step by step, so that autograd can tape it.
+
+    Arguments and results are those of the operator of the same name.
+    """
     phi = {TANH: torch.tanh, RELU: torch.relu}[nonlinearity]
+    drive, matrix = _rows(_wide(u), batch_sizes), _wide(weight)
 
-    def step(group: int, rows: slice, carried: Tensor | None) -> Tensor:
-        z = sequence[rows, group]
-        return phi(z if carried is None else z + carried @ matrix[group].T)
+    def step(group: int, rows: slice, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+        z = drive[rows, group]
+        h = phi(z if carried is None else z + carried @ matrix[group].T)
+        return h, h
 
-    sequence, matrix = _rows(_wide(u), batch_sizes), _wide(weight)
-    h = _walk(step, sequence, _sizes(u, batch_sizes), _wide(h0), reverse_groups, adjoint=False)
-    return h.reshape(u.shape).to(u.dtype)
+    h, last = _walk(step, drive, _sizes(u, batch_sizes), _wide(h0), reverse_groups, adjoint=False)
+    return h.reshape(u.shape).to(u.dtype), last.to(u.dtype)
 
 
 def linear_recurrence(
     factor: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     weight: Tensor,
     s0: Tensor | None,
     batch_sizes: Tensor | None,
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
-) -> Tensor:
-    """s_t = d_t ⊙ (v_t + W s_{t-1}), or with `adjoint` q_t = d_t ⊙ (v_t + Wᵀ q_{t+1}).
+) -> tuple[Tensor, Tensor]:
+    """The linear recurrence or its adjoint, step by step, and what it carried last.
 
-    `derivative` says what `factor` is: d itself (0), or h with d = 1 - h² (1) or d = [h > 0] (2).
-    The adjoint walks every group the other way in time. No `s0` means that the first step of a row
-    takes no product at all.
+    - s_t = d_t ⊙ (v_t + W s_{t-1}), from s_0 to s_T;
+    - adjoint, every group the other way in time: q_t = d_t ⊙ (v_t + r_t) with r_t = Wᵀ q_{t+1},
+      from r_T, which `s0` then is, to r_0.
+
+    Arguments and results are those of the operator of the same name. `derivative` says what
+    `factor` is: d itself (0), or h with d = 1 - h² (1) or d = [h > 0] (2). No `v` is zero; no `s0`
+    is zero too, and then the first step of a row takes no product.
     """
+    drive = _rows(torch.zeros_like(_wide(factor)) if v is None else _wide(v), batch_sizes)
+    factors, matrix = _rows(_wide(factor), batch_sizes), _wide(weight)
 
-    def step(group: int, rows: slice, carried: Tensor | None) -> Tensor:
-        z = sequence[rows, group]
+    def step(group: int, rows: slice, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+        z = drive[rows, group]
         if carried is not None:
-            z = z + carried @ (matrix[group] if adjoint else matrix[group].T)
-        return _times_derivative(z, factors[rows, group], derivative)
+            z = z + (carried if adjoint else carried @ matrix[group].T)
+        s = _times_derivative(z, factors[rows, group], derivative)
+        return s, s @ matrix[group] if adjoint else s
 
-    sequence, matrix = _rows(_wide(v), batch_sizes), _wide(weight)
-    factors = _rows(_wide(factor), batch_sizes)
     start = None if s0 is None else _wide(s0)
-    s = _walk(step, sequence, _sizes(v, batch_sizes), start, reverse_groups, adjoint)
-    return s.reshape(v.shape).to(v.dtype)
+    s, last = _walk(step, drive, _sizes(factor, batch_sizes), start, reverse_groups, adjoint)
+    return s.reshape(factor.shape).to(factor.dtype), last.to(factor.dtype)
 
 
 class Gradients(NamedTuple):
@@ -185,21 +194,25 @@ def _steps(sizes: list[int], backwards: bool) -> Iterator[tuple[int, slice]]:
 
 
 def _walk(
-    step: Callable[[int, slice, Tensor | None], Tensor],
-    sequence: Tensor,
+    step: Callable[[int, slice, Tensor | None], tuple[Tensor, Tensor]],
+    like: Tensor,
     sizes: list[int],
     start: Tensor | None,
     reverse_groups: int,
     adjoint: bool,
-) -> Tensor:
-    """Carry the state of every group through its steps; [N, G, H]."""
-    groups = []
-    for group in range(sequence.shape[1]):
-        backwards = (group >= sequence.shape[1] - reverse_groups) != adjoint
-        steps: list[Tensor] = [sequence.new_empty(0)] * len(sizes)
-        state = sequence.new_empty(0, sequence.shape[2]) if start is None else start[group]
+) -> tuple[Tensor, Tensor]:
+    """Carry the state of every group through its steps: [N, G, H], and the last state [G, B, H].
+
+    `step` is given a group, its rows and what they carry (None: they begin here, with no state);
+    it returns what the rows become and what they carry on.
+    """
+    results, states = [], []
+    for group in range(like.shape[1]):
+        backwards = (group >= like.shape[1] - reverse_groups) != adjoint
+        state = like.new_empty(0, like.shape[2]) if start is None else start[group]
+        steps: list[Tensor] = [like[:0, group]] * len(sizes)
         for t, rows in _steps(sizes, backwards):
-            # The first `known` rows carry a state; the others begin here, with no product.
+            # The first `known` rows carry a state, the others begin here.
             known = min(len(state), sizes[t])
             middle = rows.start + known
             parts = []
@@ -207,8 +220,10 @@ def _walk(
                 parts.append(step(group, slice(rows.start, middle), state[:known]))
             if known < sizes[t]:
                 parts.append(step(group, slice(middle, rows.stop), None))
-            steps[t] = torch.cat(parts) if parts else sequence[rows, group]
-            # A row that ended, or has not begun, keeps the state that it has.
-            state = torch.cat([steps[t], state[sizes[t] :]])
-        groups.append(torch.cat(steps) if steps else sequence[:0, group])
-    return torch.stack(groups, 1) if groups else sequence
+            if parts:
+                steps[t] = torch.cat([out for out, _ in parts])
+                # A row that ended, or has not begun, keeps the state that it has.
+                state = torch.cat([*(carried for _, carried in parts), state[sizes[t] :]])
+        results.append(torch.cat([like[:0, group], *steps]))
+        states.append(state)
+    return torch.stack(results, 1), torch.stack(states)

@@ -51,7 +51,7 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     Warns:
         UserWarning: something was not replaced; the message lists each name and why.
     """
-    from .rnn import RNN  # rnn.py imports this module
+    from .module import RNN  # module.py imports this file
 
     replaced: dict[nn.Module, nn.Module] = {}
     left: dict[str, str] = {}

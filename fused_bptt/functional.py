@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _ops
-from ._autograd import recurrence
-from ._steps import Steps
+from ._autograd import layer
 
 _NONLINEARITIES = {"tanh": _ops.TANH, "relu": _ops.RELU}
 
@@ -123,17 +122,20 @@ def rnn(
 
     per_direction = 4 if bias else 2
     last_states = []
-    for layer in range(num_layers):
-        begin = layer * directions
-        parameters = [
-            weights[(begin + d) * per_direction : (begin + d + 1) * per_direction]
-            for d in range(directions)
-        ]
-        data, last = _layer(data, hx[begin : begin + directions], parameters, batch_sizes, phi)
+    for depth in range(num_layers):
+        begin = depth * directions
+        data, last = layer(
+            data.contiguous(),
+            hx if num_layers == 1 else hx[begin : begin + directions],
+            batch_sizes,
+            phi,
+            directions,
+            weights[begin * per_direction : (begin + directions) * per_direction],
+        )
         last_states.append(last)
-        if dropout > 0 and training and layer < num_layers - 1:
+        if dropout > 0 and training and depth < num_layers - 1:
             data = F.dropout(data, dropout, training=True)
-    h_n = torch.cat(last_states)
+    h_n = last_states[0] if num_layers == 1 else torch.cat(last_states)
 
     if batch_sizes is not None:
         if unsorted_indices is not None:
@@ -142,37 +144,6 @@ def rnn(
     if not batched:
         return data.squeeze(1), h_n.squeeze(1)
     return data.transpose(0, 1) if batch_first else data, h_n
-
-
-def _layer(
-    x: Tensor,
-    h0: Tensor,
-    parameters: list[Sequence[Tensor]],
-    batch_sizes: Tensor | None,
-    phi: int,
-) -> tuple[Tensor, Tensor]:
-    """One layer, all its directions in one call: x [T, B, I] or [N, I] to [..., D * H]."""
-    biases = [p[2] + p[3] for p in parameters if len(p) == 4]
-    if len(parameters) == 1:
-        weight_ih, bias = parameters[0][0], biases[0] if biases else None
-        weight_hh = parameters[0][1].unsqueeze(0)
-    else:
-        weight_ih = torch.cat([p[0] for p in parameters])
-        weight_hh = torch.stack([p[1] for p in parameters])
-        bias = torch.cat(biases) if biases else None
-    # Contiguous, so that the product is one matrix product with its bias inside.
-    u = F.linear(x.contiguous(), weight_ih, bias)
-    u = u.unflatten(-1, (len(parameters), weight_hh.size(-1)))
-    if u.dtype != weight_hh.dtype:  # under autocast F.linear has chosen the dtype
-        weight_hh = weight_hh.to(u.dtype)
-    if u.dtype != h0.dtype:
-        h0 = h0.to(u.dtype)
-    reverse_groups = len(parameters) - 1
-    h = recurrence(u, weight_hh, h0, batch_sizes, reverse_groups, phi)
-    if h.size(0) == 0:
-        return h.flatten(-2), h0
-    steps = Steps(h, batch_sizes, reverse_groups, adjoint=False)
-    return h.flatten(-2), steps.last(h)
 
 
 def _check_options(

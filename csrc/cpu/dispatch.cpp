@@ -92,13 +92,17 @@ const Kernels& active_kernels() {
   return chosen;
 }
 
-void run(const Kernels& kernels, const Problem& p, int32_t threads, ParallelFor parallel_for) {
-  if (p.T == 0 || p.B == 0 || p.G == 0 || p.H == 0) return;
-  const Machine& machine = machine_of(kernels, p.type);
-  const int64_t bytes = compute_bytes(p.type);
-  threads = worthwhile_threads(p, machine, bytes, std::max(threads, 1));
+void run(const Kernels& kernels, const Problem& p, int32_t available, ParallelFor parallel_for) {
+  const int32_t threads = worthwhile_threads(p, machine_of(kernels, p.type), compute_bytes(p.type),
+                                             std::max(available, 1));
+  run_with(kernels, p, threads, parallel_for);
+}
 
-  const int64_t columns = round_up(p.H, machine.lanes);
+void run_with(const Kernels& kernels, const Problem& p, int32_t threads,
+              ParallelFor parallel_for) {
+  if (p.B == 0 || p.G == 0 || p.H == 0) return;
+  const int64_t bytes = compute_bytes(p.type);
+  const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
   // An odd number of cache lines from row to row: rows a power of two apart would share one set of
   // the L1 cache, which has fewer ways than a tile has rows.
   const int64_t line = 64 / bytes;

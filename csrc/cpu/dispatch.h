@@ -20,7 +20,12 @@ std::vector<const Kernels*> supported_kernels();
 // std::runtime_error, which says what was expected, when it names another.
 const Kernels& active_kernels();
 
-// Solves the problem, with at most `threads` threads.
-void run(const Kernels& kernels, const Problem& problem, int32_t threads, ParallelFor parallel_for);
+// Solves the problem, with as many of `available` threads as are worth waking.
+void run(const Kernels& kernels, const Problem& problem, int32_t available,
+         ParallelFor parallel_for);
+
+// The same with exactly so many threads, as far as they come.
+void run_with(const Kernels& kernels, const Problem& problem, int32_t threads,
+              ParallelFor parallel_for);
 
 }  // namespace fused_bptt

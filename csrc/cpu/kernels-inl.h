@@ -129,7 +129,8 @@ struct Tile {
 
 template <class S, class C, Primitive primitive, Phi phi>
 inline Vec<C> step_value(const Tile<S, C>& tile, int row, int column, int n, Vec<C> sum) {
-  const Vec<C> x = load<S, C>(tile.drive + row * tile.drive_row + column, n) + sum;
+  const Vec<C> x =
+      tile.drive ? load<S, C>(tile.drive + row * tile.drive_row + column, n) + sum : sum;
   if constexpr (primitive == Primitive::recurrence) {
     if constexpr (phi == Phi::tanh) return tanh<C>(x);
     return C{0} > x ? Vec<C>{} : x;  // false for NaN, which therefore passes
@@ -190,7 +191,7 @@ inline void prefetch(const Tile<S, C>& tile) {
   constexpr int line = 64 / static_cast<int>(sizeof(S));
   for (int i = 0; i < tile.rows; ++i) {
     for (int j = 0; j < tile.columns; j += line) {
-      __builtin_prefetch(tile.drive + i * tile.drive_row + j);
+      if (tile.drive) __builtin_prefetch(tile.drive + i * tile.drive_row + j);
       if (tile.factor) __builtin_prefetch(tile.factor + i * tile.factor_row + j);
     }
   }
@@ -223,103 +224,159 @@ class Walk {
   // `barrier` is met by the `size` threads that share the rows.
   void run(Barrier& barrier, int32_t size) {
     const bool backwards = walks_backwards(p_, slice_.group);
-    const auto time = [&](int64_t i) { return backwards ? p_.T - 1 - i : i; };
-    begin_rows(buffer(0), 0, rows_at(p_, time(0)));
-    barrier.wait(size);
+    const auto rows_of_step = [&](int64_t i) {
+      return i < p_.T ? rows_at(p_, backwards ? p_.T - 1 - i : i) : 0;
+    };
+    if (p_.T == 0) {
+      begin(buffer(0), 0, p_.B);
+      return store_last(buffer(0), 0, p_.B);
+    }
+    if (carries_initial()) begin(buffer(0), 0, rows_of_step(0));
     int64_t carried = 0;
-    for (int64_t i = 0; i < p_.T; ++i) {
-      const int64_t t = time(i);
-      const int64_t rows = rows_at(p_, t);
-      step(t, rows, std::min(rows, carried), i);
+    for (int64_t i = 0; i <= p_.T; ++i) {
+      barrier.wait(size);
+      const int64_t rows = rows_of_step(i);
+      finish(i, rows, carried);
+      if (i == p_.T) break;
+      step(i, backwards ? p_.T - 1 - i : i, rows, std::min(rows, carried));
+      if (carries_initial()) begin(buffer(i + 1), rows, rows_of_step(i + 1));
       carried = rows;
-      if (i + 1 < p_.T) {
-        begin_rows(buffer(i + 1), rows, rows_at(p_, time(i + 1)));
-        barrier.wait(size);
-      }
     }
   }
 
  private:
+  // An initial state that is to be multiplied is carried like any other. An adjoint walk begins
+  // with the product already given; and from zero none is taken: 0 times an infinite weight would
+  // be NaN.
+  bool carries_initial() const { return p_.initial.data && !p_.adjoint; }
+
+  // Step i reads buffer(i) and writes buffer(i + 1).
   C* buffer(int64_t i) const { return carry_ + (i & 1) * p_.B * stride_; }
 
-  // Rows [from, to) have no step behind them: their carry is the initial state.
-  void begin_rows(C* carry, int64_t from, int64_t to) const {
+  // Gives the rows [from, to) of this slice, which have no step behind them, their initial state.
+  void begin(C* carry, int64_t from, int64_t to) const {
+    const S* initial = static_cast<const S*>(p_.initial.data);
+    for_each_vector(from, to, [&](int64_t b, int64_t column, int n) {
+      const int64_t at = slice_.group * p_.initial.group + b * p_.initial.row + column;
+      store_aligned(carry + b * stride_ + column, initial ? load<S, C>(initial + at, n) : Vec<C>{});
+    });
+  }
+
+  void store_last(const C* carry, int64_t from, int64_t to) const {
+    S* last = static_cast<S*>(p_.last.data);
+    for_each_vector(from, to, [&](int64_t b, int64_t column, int n) {
+      const int64_t at = slice_.group * p_.last.group + b * p_.last.row + column;
+      store<S, C>(last + at, n, load_aligned(carry + b * stride_ + column));
+    });
+  }
+
+  template <class F>
+  void for_each_vector(int64_t from, int64_t to, const F& f) const {
     constexpr int64_t L = kLanes<C>;
-    if (!p_.initial.data) return;
-    const S* initial = static_cast<const S*>(p_.initial.data) + slice_.group * p_.initial.group;
     for (int64_t b = std::max(from, slice_.row_begin); b < std::min(to, slice_.row_end); ++b) {
-      const S* row = initial + b * p_.initial.row;
       for (int64_t v = slice_.vector_begin; v < slice_.vector_end; ++v) {
-        const int n = static_cast<int>(std::min<int64_t>(L, p_.H - v * L));
-        store_aligned(carry + b * stride_ + v * L, load<S, C>(row + v * L, n));
+        f(b, v * L, static_cast<int>(std::min<int64_t>(L, p_.H - v * L)));
       }
     }
   }
 
-  // Rows below `carried` have a step behind them.
-  void step(int64_t t, int64_t rows, int64_t carried, int64_t i) const {
+  // The rows [from, to) had a step before step i and have none now.
+  void finish(int64_t i, int64_t from, int64_t to) const {
+    from = std::max(from, slice_.row_begin);
+    to = std::min(to, slice_.row_end);
+    if (from >= to) return;
+    if (!p_.adjoint) return store_last(buffer(i), from, to);
+    // One product more. These rows of the other buffer are free: no step will read them.
+    for_each_panel(i, [&](int64_t vector, int width) {
+      for_each_block(width, from, to, [&](int64_t b, int rows) {
+        multiply(i, vector, width, b, rows);
+      });
+    });
+    store_last(buffer(i + 1), from, to);
+  }
+
+  // Step i at time t: rows below `carried` have a step behind them, the others begin here.
+  void step(int64_t i, int64_t t, int64_t rows, int64_t carried) const {
+    const int64_t first = slice_.row_begin;
     const int64_t end = std::min(rows, slice_.row_end);
-    // Without an initial state the first product is not taken: 0 times an infinite weight is NaN.
-    const int64_t multiplied = p_.initial.data ? end : std::min(end, carried);
-    const C* from = buffer(i);
-    C* to = buffer(i + 1);
-    // Up the panels on even steps and down on odd ones: when W does not fit the L2 cache, the part
-    // used last is still there.
+    const int64_t multiplied = carries_initial() ? end : std::min(end, carried);
+    begin(buffer(i + 1), std::max(first, multiplied), end);  // sums without a product
+    for_each_panel(i, [&](int64_t vector, int width) {
+      Tile<S, C> tile = panel_tile(vector, width);
+      for_each_block(width, first, multiplied, [&](int64_t b, int block) {
+        place(tile, i, t, b, block, vector);
+        prefetch(tile);
+        multiply(i, vector, width, b, block);
+        epilogue_(tile);
+      });
+      for_each_block(width, std::max(first, multiplied), end, [&](int64_t b, int block) {
+        place(tile, i, t, b, block, vector);
+        epilogue_(tile);
+      });
+    });
+  }
+
+  // Up the panels on even steps and down on odd ones: when W does not fit the L2 cache, the part
+  // used last is still there.
+  template <class F>
+  void for_each_panel(int64_t i, const F& f) const {
     const int64_t vectors = slice_.vector_end - slice_.vector_begin;
     const int64_t whole = vectors / widest_;
-    const int64_t rest = vectors - whole * widest_;
     const auto whole_panels = [&] {
       for (int64_t q = 0; q < whole; ++q) {
         const int64_t panel = (i & 1) ? whole - 1 - q : q;
-        panel_step(t, slice_.vector_begin + panel * widest_, widest_, from, to, multiplied, end);
+        f(slice_.vector_begin + panel * widest_, widest_);
       }
     };
     if (!(i & 1)) whole_panels();
-    for (int64_t done = 0; done < rest;) {
-      const int width = panel_vectors(rest - done, widest_);
-      panel_step(t, slice_.vector_begin + whole * widest_ + done, width, from, to, multiplied, end);
-      done += width;
+    for (int64_t v = slice_.vector_begin + whole * widest_; v < slice_.vector_end;) {
+      const int width = panel_vectors(slice_.vector_end - v, widest_);
+      f(v, width);
+      v += width;
     }
     if (i & 1) whole_panels();
   }
 
-  void panel_step(int64_t t, int64_t vector, int width, const C* from, C* to, int64_t multiplied,
-                  int64_t end) const {
-    const int64_t begin = slice_.row_begin;
-    blocks(t, vector, width, from, to, begin, multiplied, p_.H);
-    blocks(t, vector, width, from, to, std::max(begin, multiplied), end, 0);
-  }
-
   // Rows [begin, end) in equal blocks, none higher than the register tile.
-  void blocks(int64_t t, int64_t vector, int width, const C* from, C* to, int64_t begin,
-              int64_t end, int64_t K) const {
-    constexpr int64_t L = kLanes<C>;
+  template <class F>
+  void for_each_block(int width, int64_t begin, int64_t end, const F& f) const {
     if (begin >= end) return;
     const int64_t count = (end - begin + kTileRows[width] - 1) / kTileRows[width];
-    const int64_t column = vector * L;
-    const C* panel = weights_ + column * p_.H;
-    Tile<S, C> tile;
-    tile.columns = static_cast<int>(std::min<int64_t>(width * L, p_.H - column));
+    for (int64_t block = 0; block < count; ++block) {
+      const int64_t b = begin + part_begin(end - begin, count, block);
+      f(b, static_cast<int>(begin + part_begin(end - begin, count, block + 1) - b));
+    }
+  }
+
+  void multiply(int64_t i, int64_t vector, int width, int64_t b, int rows) const {
+    const int64_t column = vector * kLanes<C>;
+    kProducts<C>.tile[width][rows](buffer(i) + b * stride_, stride_, weights_ + column * p_.H, p_.H,
+                                   buffer(i + 1) + b * stride_ + column, stride_);
+  }
+
+  // What the tiles of one panel share.
+  Tile<S, C> panel_tile(int64_t vector, int width) const {
+    Tile<S, C> tile{};
+    tile.columns = static_cast<int>(std::min<int64_t>(width * kLanes<C>, p_.H - vector * kLanes<C>));
     tile.drive_row = p_.drive.row;
     tile.factor_row = p_.factor.row;
     tile.out_row = p_.out.row;
     tile.carry_row = stride_;
-    for (int64_t block = 0; block < count; ++block) {
-      const int64_t b = begin + part_begin(end - begin, count, block);
-      tile.rows = static_cast<int>(begin + part_begin(end - begin, count, block + 1) - b);
-      tile.drive = at(p_.drive, t, b) + column;
-      tile.factor = p_.factor.data ? at(p_.factor, t, b) + column : nullptr;
-      tile.out = at(p_.out, t, b) + column;
-      tile.carry = to + b * stride_ + column;
-      prefetch(tile);
-      kProducts<C>.tile[width][tile.rows](from + b * stride_, stride_, panel, K, tile.carry,
-                                          stride_);
-      epilogue_(tile);
-    }
+    return tile;
   }
 
-  S* at(const Sequence& s, int64_t t, int64_t b) const {
-    return static_cast<S*>(s.data) + origin(p_, s, t) + b * s.row + slice_.group * s.group;
+  void place(Tile<S, C>& tile, int64_t i, int64_t t, int64_t b, int rows, int64_t vector) const {
+    const int64_t column = vector * kLanes<C>;
+    tile.rows = rows;
+    tile.drive = at(p_.drive, t, b, column);
+    tile.factor = at(p_.factor, t, b, column);
+    tile.out = at(p_.out, t, b, column);
+    tile.carry = buffer(i + 1) + b * stride_ + column;
+  }
+
+  S* at(const Sequence& s, int64_t t, int64_t b, int64_t column) const {
+    if (!s.data) return nullptr;
+    return static_cast<S*>(s.data) + origin(p_, s, t) + b * s.row + slice_.group * s.group + column;
   }
 
   const Problem& p_;

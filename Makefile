@@ -1,0 +1,55 @@
+# Everything happens in .venv; each target does the set-up that it needs.
+#   make install   the package, editable, with what the tests and the demo need
+#   make demo      nn.RNN and fused_bptt.RNN side by side on real data
+#   make test      the tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := torch==2.13.0
+
+.PHONY: install demo test lint format bench wheel clean
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/fused-bptt train --output out/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.linters
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: install
+	$(BIN)/python -m pip install --quiet '.[bench]' --no-build-isolation --no-deps
+	$(BIN)/python -m pytest benchmarks
+
+wheel: $(VENV)/.torch
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist out *.egg-info fused_bptt/*.so .pytest_cache .mypy_cache .ruff_cache
+
+CPP := $(shell find csrc tests/native benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy ninja 'setuptools>=77' wheel
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CPP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
