@@ -29,7 +29,7 @@ def layer(
     """One layer of the RNN, differentiable in x, h0 and the parameters.
 
     Args:
-        x: [T, B, I], or packed rows [N, I] with ``batch_sizes``.
+        x: [T, B, I], contiguous, or packed rows [N, I] with ``batch_sizes``.
         h0: [D, B, H].
         batch_sizes: int64 [T] on the CPU, or None.
         phi: ``_ops.TANH`` or ``_ops.RELU``.
@@ -91,7 +91,7 @@ class Layer(torch.autograd.Function):
         weight_ih, weight_hh, bias = _stack(parameters, directions)
         u = _split(F.linear(x, weight_ih, bias), directions)
         h, h_n = _ops.recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
-        return h.flatten(-2), h_n
+        return h.view(*x.shape[:-1], -1), h_n
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -119,20 +119,20 @@ class Layer(torch.autograd.Function):
             True,
         )
         rows = q.view(-1, weight_ih.size(0))
-        x_rows = x.reshape(-1, x.size(-1))
 
         step = len(parameters) // directions
         grads: list[Tensor | None] = [None] * len(parameters)
         if any(need[0::step]):  # Σ_t q_t x_tᵀ
-            grads[0::step] = (rows.t() @ x_rows).chunk(directions)
+            grads[0::step] = _parts(
+                torch.mm(rows.t(), x.view(-1, x.size(-1))), directions
+            )
         if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
-            grads[1::step] = Steps(h, batch_sizes, directions - 1).sum_of_products(q, h, h0).unbind()
-        if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, for each bias its own
-            bias = rows.sum(0)
-            grads[2::step] = bias.chunk(directions)
-            grads[3::step] = bias.clone().chunk(directions)
+            steps = Steps(h, batch_sizes, directions - 1)
+            grads[1::step] = steps.sums_of_products(rows, output.view(*rows.shape), h0)
+        if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, the same for both biases
+            grads[2::step] = grads[3::step] = _parts(rows.sum(0), directions)
         return (
-            (rows @ weight_ih).view(x.shape) if need_x else None,
+            torch.mm(rows, weight_ih).view(*x.shape) if need_x else None,
             h0_bar if need_h0 else None,
             None,
             None,
@@ -185,10 +185,16 @@ class LinearRecurrence(torch.autograd.Function):
             r = steps.following(_multiply(y, weight), r_last)
             d_bar = (before if x_in is None else before + x_in) * (r if y_in is None else r + y_in)
             factor_bar = d_bar if ctx.derivative == _ops.GIVEN else -2 * factor * d_bar
+        weight_bar = None
+        if need_weight:  # Σ_t y_t x_{t-1}ᵀ
+            rows = (steps.rows, weight.size(0) * weight.size(1))
+            weight_bar = torch.stack(
+                steps.sums_of_products(y.reshape(rows), x.reshape(rows), x_0)
+            )
         return (
             factor_bar,
             p if need_v else None,
-            steps.sum_of_products(y, x, x_0) if need_weight else None,  # Σ_t y_t x_{t-1}ᵀ
+            weight_bar,
             s0_bar if need_s0 else None,
             None,
             None,
@@ -214,6 +220,11 @@ def _stack(
 def _split(x: Tensor, directions: int) -> Tensor:
     """[..., D * H] as [..., D, H]."""
     return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
+
+
+def _parts(x: Tensor, directions: int) -> Sequence[Tensor]:
+    """[D * H, ...] as D tensors [H, ...]."""
+    return (x,) if directions == 1 else x.chunk(directions)
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -33,20 +33,34 @@ class Steps:
         ways = ((0, split, False), (split, model.size(-2), True))
         self.ways = [way for way in ways if way[0] < way[1]]
 
-    def sum_of_products(self, y: Tensor, x: Tensor, x0: Tensor | None) -> Tensor:
-        """Σ_t y_t x_{t-1}ᵀ over each walk, with x_0 [G, B, H] before its first step, [G, H, H]."""
-        y, x = self._rows(y), self._rows(x)
-        parts = []
+    def sums_of_products(self, y: Tensor, x: Tensor, x0: Tensor | None) -> list[Tensor]:
+        """Σ_t y_t x_{t-1}ᵀ over each walk, with x_0 before its first step; for each group [H, H].
+
+        Args:
+            y: rows [N, G * H].
+            x: rows [N, G * H].
+            x0: [G, B, H], or None for zero.
+        """
+        size = self.shape[-1]
+        if self.rows == 0:
+            return [y.new_zeros(size, size) for _ in range(self.shape[-2])]
+        sums: list[Tensor] = []
         for a, b, backwards in self.ways:
-            y_way, x_way = _groups(y, a, b), _groups(x, a, b)
-            if backwards:
-                total = _outer(self._earlier(y_way), self._later(x_way))
-            else:
-                total = _outer(self._later(y_way), self._earlier(x_way))
-            if x0 is not None and self.rows > 0:
-                total = total + _outer(self._start(y_way, backwards), x0[a:b].transpose(0, 1))
-            parts.append(total)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            y_way, x_way = _columns(y, a * size, b * size), _columns(x, a * size, b * size)
+            total = None
+            if x0 is not None:
+                start = self._start(y_way, backwards)
+                total = _products(start, x0[a] if b - a == 1 else x0[a:b], None, b - a)
+            if self.rows > self.batch or total is None:
+                if backwards:
+                    y_way, x_way = self._earlier(y_way), self._later(x_way)
+                else:
+                    y_way, x_way = self._later(y_way), self._earlier(x_way)
+                if b - a > 1:
+                    x_way = x_way.unflatten(1, (b - a, size)).transpose(0, 1)
+                total = _products(y_way, x_way, total, b - a)
+            sums.extend([total] if b - a == 1 else total.unbind())
+        return sums
 
     def previous(self, x: Tensor, x0: Tensor | None) -> Tensor:
         """x_{t-1} in the order of each walk, with x_0 [G, B, H] (or zero) before its first step."""
@@ -62,7 +76,7 @@ class Steps:
         rows = self._rows(x)
         parts = []
         for a, b, backwards in self.ways:
-            way = _groups(rows, a, b)
+            way = rows[:, a:b]
             if end is None:
                 filling = way.new_zeros(self.batch, *way.shape[1:])
             else:
@@ -78,24 +92,26 @@ class Steps:
         return torch.cat(parts, dim=1).view(self.shape)
 
     def _rows(self, x: Tensor) -> Tensor:
-        return x if self.batch_sizes is not None else x.reshape(self.rows, *self.shape[-2:])
+        return x if self.batch_sizes is not None else x.flatten(0, 1)
 
     def _later(self, x: Tensor) -> Tensor:
         """Rows that have an earlier step."""
-        return x[self.batch :]
+        return x.narrow(0, self.batch, self.rows - self.batch)
 
     def _earlier(self, x: Tensor) -> Tensor:
         """The same sequence's row one step before each of the later rows."""
         if self.batch_sizes is None:
-            return x[: self.rows - self.batch]
+            return x.narrow(0, 0, self.rows - self.batch)
         return x.index_select(0, earlier_rows(self.batch_sizes).to(self.device))
 
     def _start(self, x: Tensor, backwards: bool) -> Tensor:
         """The row that each sequence's walk starts with."""
+        if self.rows == self.batch:
+            return x
         if not backwards:
-            return x[: self.batch]
+            return x.narrow(0, 0, self.batch)
         if self.batch_sizes is None:
-            return x[self.rows - self.batch :]
+            return x.narrow(0, self.rows - self.batch, self.batch)
         return x.index_select(0, last_rows(self.batch_sizes).to(self.device))
 
 
@@ -117,12 +133,16 @@ def last_rows(batch_sizes: Tensor) -> Tensor:
     return ends + torch.arange(ends.numel())
 
 
-def _groups(x: Tensor, a: int, b: int) -> Tensor:
-    return x if b - a == x.size(1) else x[:, a:b]
+def _columns(x: Tensor, a: int, b: int) -> Tensor:
+    return x if b - a == x.size(1) else x.narrow(1, a, b - a)
 
 
-def _outer(y: Tensor, x: Tensor) -> Tensor:
-    """Σ over rows of y xᵀ, [G, H, H], for y and x [rows, G, H]."""
-    if y.size(1) == 1:
-        return (y[:, 0].t() @ x[:, 0]).unsqueeze(0)
-    return y.permute(1, 2, 0) @ x.transpose(0, 1)
+def _products(y: Tensor, x: Tensor, total: Tensor | None, groups: int) -> Tensor:
+    """yᵀ x, added to ``total`` if there is one: for one group y, x [rows, H]; for more
+
+    y [rows, G * H] and x [G, rows, H] give [G, H, H].
+    """
+    if groups == 1:
+        return torch.mm(y.t(), x) if total is None else torch.addmm(total, y.t(), x)
+    y = y.unflatten(1, (groups, -1)).permute(1, 2, 0)
+    return torch.bmm(y, x) if total is None else torch.baddbmm(total, y, x)

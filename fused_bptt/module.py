@@ -70,8 +70,7 @@ class RNN(nn.RNNBase):
         return rnn(
             input,
             hx,
-            # By name, not from _flat_weights: a parametrization replaces the attribute.
-            [getattr(self, name) for name in self._flat_weights_names],
+            self._weights(),
             nonlinearity=self.nonlinearity,
             bias=self.bias,
             num_layers=self.num_layers,
@@ -80,6 +79,15 @@ class RNN(nn.RNNBase):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
         )
+
+    def _weights(self) -> list[Tensor]:
+        # By name, not from _flat_weights: a parametrization takes a parameter's place as an
+        # attribute. The dictionary is looked at first because nn.Module.__getattr__ is slow.
+        parameters = self._parameters
+        return [
+            parameters[name] if name in parameters else getattr(self, name)  # type: ignore[misc]
+            for name in self._flat_weights_names
+        ]
 
     def flatten_parameters(self) -> None:
         """Does nothing: weights may lie anywhere in memory. Kept because users of nn.RNN call it."""
