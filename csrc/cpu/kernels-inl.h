@@ -59,6 +59,9 @@ constexpr ProductTable<C> make_products() {
   fill_products<C, 2>(table, std::make_integer_sequence<int, kTileRows[2]>{});
   fill_products<C, 3>(table, std::make_integer_sequence<int, kTileRows[3]>{});
   fill_products<C, 4>(table, std::make_integer_sequence<int, kTileRows[4]>{});
+  fill_products<C, 5>(table, std::make_integer_sequence<int, kTileRows[5]>{});
+  fill_products<C, 6>(table, std::make_integer_sequence<int, kTileRows[6]>{});
+  fill_products<C, 7>(table, std::make_integer_sequence<int, kTileRows[7]>{});
   fill_products<C, 8>(table, std::make_integer_sequence<int, kTileRows[8]>{});
   return table;
 }
@@ -68,12 +71,9 @@ constexpr ProductTable<C> kProducts = make_products<C>();
 
 // ------------------------------------------------------------------------------------- panels
 
-// Columns are cut into panels of at most `widest` vectors; what is left over takes the widest of
-// 8, 4, 3, 2, 1 that fits.
-inline int panel_vectors(int64_t left, int widest) {
-  if (left >= widest) return widest;
-  return left > 4 ? 4 : static_cast<int>(left);
-}
+// `vectors` columns are cut into equal panels of at most `widest`: a narrow one left over would keep
+// the multiply-add units waiting for its loads.
+inline int64_t panel_count(int64_t vectors, int widest) { return (vectors + widest - 1) / widest; }
 
 // Copies columns [column, column + width) of the step's matrix into a panel [H][padded width]:
 // W^T for the forward walk, W for the adjoint. Columns past H are zero.
@@ -184,19 +184,6 @@ Epilogue<S, C> epilogue_of(const Problem& p) {
   }
 }
 
-// The rows of a step come from memory that nothing has touched lately; asked for before the
-// product, they are there after it.
-template <class S, class C>
-inline void prefetch(const Tile<S, C>& tile) {
-  constexpr int line = 64 / static_cast<int>(sizeof(S));
-  for (int i = 0; i < tile.rows; ++i) {
-    for (int j = 0; j < tile.columns; j += line) {
-      if (tile.drive) __builtin_prefetch(tile.drive + i * tile.drive_row + j);
-      if (tile.factor) __builtin_prefetch(tile.factor + i * tile.factor_row + j);
-    }
-  }
-}
-
 // --------------------------------------------------------------------------------- the walk
 
 // One thread's part of a walk: a group, its rows [row_begin, row_end), its vectors of columns.
@@ -212,6 +199,7 @@ class Walk {
   Walk(const Problem& p, const Schedule& schedule, const Workspace& space, const Slice& slice)
       : p_(p),
         widest_(schedule.panel_vectors),
+        panels_outside_(schedule.panels_outside),
         slice_(slice),
         stride_(space.carry_stride),
         epilogue_(epilogue_of<S, C>(p)) {
@@ -301,40 +289,82 @@ class Walk {
     const int64_t end = std::min(rows, slice_.row_end);
     const int64_t multiplied = carries_initial() ? end : std::min(end, carried);
     begin(buffer(i + 1), std::max(first, multiplied), end);  // sums without a product
-    for_each_panel(i, [&](int64_t vector, int width) {
-      Tile<S, C> tile = panel_tile(vector, width);
-      for_each_block(width, first, multiplied, [&](int64_t b, int block) {
-        place(tile, i, t, b, block, vector);
-        prefetch(tile);
-        multiply(i, vector, width, b, block);
-        epilogue_(tile);
+    Ahead ahead = look_ahead(i);
+    const auto tile_step = [&](int64_t vector, int width, int64_t b, int block) {
+      prefetch(ahead);
+      multiply(i, vector, width, b, block);
+      epilogue_(tile_at(i, t, vector, width, b, block));
+    };
+    if (panels_outside_) {
+      for_each_panel(i, [&](int64_t vector, int width) {
+        for_each_block(width, first, multiplied,
+                       [&](int64_t b, int block) { tile_step(vector, width, b, block); });
       });
-      for_each_block(width, std::max(first, multiplied), end, [&](int64_t b, int block) {
-        place(tile, i, t, b, block, vector);
-        epilogue_(tile);
+    } else {
+      for_each_block(widest_, first, multiplied, [&](int64_t b, int block) {
+        for_each_panel(i, [&](int64_t vector, int width) { tile_step(vector, width, b, block); });
+      });
+    }
+    for_each_block(widest_, std::max(first, multiplied), end, [&](int64_t b, int block) {
+      for_each_panel(i, [&](int64_t vector, int width) {
+        epilogue_(tile_at(i, t, vector, width, b, block));
       });
     });
   }
+
+  // What the next step reads from memory that nothing has touched lately: its rows of drive and
+  // factor, asked for a few lines a tile while this step computes. Asking for a tile's own lines
+  // just before its product measured slower: so many at once hold up the loads of the product.
+  struct Ahead {
+    int64_t t;            // the next step's time
+    int64_t row, column;  // the next line to ask for
+    int64_t row_end;
+    int64_t lines_per_tile;
+  };
+
+  Ahead look_ahead(int64_t i) const {
+    if (i + 1 >= p_.T) return {};
+    const int64_t t = walks_backwards(p_, slice_.group) ? p_.T - 2 - i : i + 1;
+    const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
+    const int64_t rows = std::max<int64_t>(end - slice_.row_begin, 0);
+    const int64_t lines = rows * ((column_end() - column_begin() + kLine - 1) / kLine);
+    // Less than this the hardware fetches ahead well enough by itself.
+    if (lines < 256) return {};
+    const int64_t tiles =
+        panel_count(slice_.vector_end - slice_.vector_begin, widest_) *
+        ((rows + kTileRows[widest_] - 1) / kTileRows[widest_]);
+    return {t, slice_.row_begin, column_begin(), end, lines / tiles + 1};
+  }
+
+  void prefetch(Ahead& ahead) const {
+    for (int64_t k = 0; k < ahead.lines_per_tile && ahead.row < ahead.row_end; ++k) {
+      // A null pointer is harmless here: a prefetch never faults.
+      __builtin_prefetch(at(p_.drive, ahead.t, ahead.row, ahead.column));
+      __builtin_prefetch(at(p_.factor, ahead.t, ahead.row, ahead.column));
+      ahead.column += kLine;
+      if (ahead.column >= column_end()) {
+        ahead.column = column_begin();
+        ++ahead.row;
+      }
+    }
+  }
+
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
+  int64_t column_begin() const { return slice_.vector_begin * kLanes<C>; }
+  int64_t column_end() const { return std::min(slice_.vector_end * kLanes<C>, p_.H); }
 
   // Up the panels on even steps and down on odd ones: when W does not fit the L2 cache, the part
   // used last is still there.
   template <class F>
   void for_each_panel(int64_t i, const F& f) const {
     const int64_t vectors = slice_.vector_end - slice_.vector_begin;
-    const int64_t whole = vectors / widest_;
-    const auto whole_panels = [&] {
-      for (int64_t q = 0; q < whole; ++q) {
-        const int64_t panel = (i & 1) ? whole - 1 - q : q;
-        f(slice_.vector_begin + panel * widest_, widest_);
-      }
-    };
-    if (!(i & 1)) whole_panels();
-    for (int64_t v = slice_.vector_begin + whole * widest_; v < slice_.vector_end;) {
-      const int width = panel_vectors(slice_.vector_end - v, widest_);
-      f(v, width);
-      v += width;
+    const int64_t count = panel_count(vectors, widest_);
+    for (int64_t q = 0; q < count; ++q) {
+      const int64_t panel = (i & 1) ? count - 1 - q : q;
+      const int64_t begin = part_begin(vectors, count, panel);
+      const int64_t end = part_begin(vectors, count, panel + 1);
+      f(slice_.vector_begin + begin, static_cast<int>(end - begin));
     }
-    if (i & 1) whole_panels();
   }
 
   // Rows [begin, end) in equal blocks, none higher than the register tile.
@@ -354,24 +384,20 @@ class Walk {
                                    buffer(i + 1) + b * stride_ + column, stride_);
   }
 
-  // What the tiles of one panel share.
-  Tile<S, C> panel_tile(int64_t vector, int width) const {
-    Tile<S, C> tile{};
-    tile.columns = static_cast<int>(std::min<int64_t>(width * kLanes<C>, p_.H - vector * kLanes<C>));
-    tile.drive_row = p_.drive.row;
-    tile.factor_row = p_.factor.row;
-    tile.out_row = p_.out.row;
-    tile.carry_row = stride_;
-    return tile;
-  }
-
-  void place(Tile<S, C>& tile, int64_t i, int64_t t, int64_t b, int rows, int64_t vector) const {
+  Tile<S, C> tile_at(int64_t i, int64_t t, int64_t vector, int width, int64_t b, int rows) const {
     const int64_t column = vector * kLanes<C>;
+    Tile<S, C> tile;
     tile.rows = rows;
+    tile.columns = static_cast<int>(std::min<int64_t>(width * kLanes<C>, p_.H - column));
     tile.drive = at(p_.drive, t, b, column);
     tile.factor = at(p_.factor, t, b, column);
     tile.out = at(p_.out, t, b, column);
+    tile.drive_row = p_.drive.row;
+    tile.factor_row = p_.factor.row;
+    tile.out_row = p_.out.row;
     tile.carry = buffer(i + 1) + b * stride_ + column;
+    tile.carry_row = stride_;
+    return tile;
   }
 
   S* at(const Sequence& s, int64_t t, int64_t b, int64_t column) const {
@@ -381,6 +407,7 @@ class Walk {
 
   const Problem& p_;
   const int widest_;
+  const bool panels_outside_;
   const Slice slice_;
   const int64_t stride_;
   const Epilogue<S, C> epilogue_;
@@ -400,13 +427,13 @@ void pack_share(const Problem& p, const Schedule& schedule, const Workspace& spa
   int64_t turn = rank / schedule.column_parts;
   for (int64_t g = 0; g < p.G; ++g) {
     C* weights = reinterpret_cast<C*>(space.weights) + g * p.H * vectors * L;
-    for (int64_t v = begin; v < end;) {
-      const int width = panel_vectors(end - v, schedule.panel_vectors);
-      if (turn-- == 0) {
-        pack_panel<S, C>(p, g, v * L, width, weights + v * L * p.H);
-        turn = schedule.teams - 1;
-      }
-      v += width;
+    const int64_t count = panel_count(end - begin, schedule.panel_vectors);
+    for (int64_t panel = 0; panel < count; ++panel) {
+      if (turn-- > 0) continue;
+      turn = schedule.teams - 1;
+      const int64_t v = begin + part_begin(end - begin, count, panel);
+      const int64_t width = begin + part_begin(end - begin, count, panel + 1) - v;
+      pack_panel<S, C>(p, g, v * L, static_cast<int>(width), weights + v * L * p.H);
     }
   }
 }

@@ -11,7 +11,7 @@ namespace fused_bptt {
 // What the schedule knows of an instruction set.
 struct Machine {
   int64_t lanes;       // elements of the compute type in one vector
-  int64_t rows[9];     // rows[n]: most rows of a register tile n vectors wide; 0: no such tile
+  int64_t rows[9];     // rows[n]: most rows of a register tile n vectors wide
 };
 
 struct Schedule {
@@ -19,6 +19,9 @@ struct Schedule {
   int32_t column_parts;   // each vector of hidden units belongs to one of this many threads
   int32_t teams;          // teams of column_parts threads; each takes (group, row part) in turn
   int32_t panel_vectors;  // widest panel of packed weights, in vectors
+  // Loop over panels outside and blocks of rows inside: each part of W comes into the L2 cache once
+  // a step. The other way round, better when W stays there, a block of rows stays in L1.
+  bool panels_outside;
 };
 
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,

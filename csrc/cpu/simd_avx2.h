@@ -2,7 +2,7 @@
 // Included inside the ISA's namespace, after vector-inl.h, after <immintrin.h>.
 
 // 16 registers: sums, weights, broadcast.
-constexpr int kTileRows[9] = {0, 12, 6, 4, 3, 0, 0, 0, 1};
+constexpr int kTileRows[9] = {0, 12, 6, 4, 3, 2, 2, 1, 1};
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm256_fmadd_ps(a, b, c);

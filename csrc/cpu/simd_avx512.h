@@ -2,7 +2,7 @@
 // Included inside the ISA's namespace, after vector-inl.h, after <immintrin.h>.
 
 // kTileRows[n]: rows of the register tile n vectors wide. 32 registers: sums, weights, broadcast.
-constexpr int kTileRows[9] = {0, 14, 14, 9, 6, 0, 0, 0, 3};
+constexpr int kTileRows[9] = {0, 14, 14, 9, 6, 5, 4, 3, 3};
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm512_fmadd_ps(a, b, c);

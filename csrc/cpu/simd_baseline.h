@@ -2,7 +2,7 @@
 // Included inside the ISA's namespace, after vector-inl.h.
 
 // 16 registers: sums, weights, broadcast, one product.
-constexpr int kTileRows[9] = {0, 8, 6, 4, 3, 0, 0, 0, 1};
+constexpr int kTileRows[9] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }

@@ -2,7 +2,7 @@
 // Included inside the ISA's namespace, after vector-inl.h, after <arm_neon.h>.
 
 // 32 registers: sums, weights, broadcast.
-constexpr int kTileRows[9] = {0, 14, 14, 9, 6, 0, 0, 0, 3};
+constexpr int kTileRows[9] = {0, 14, 14, 9, 6, 5, 4, 3, 3};
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return reinterpret_cast<Vec<float>>(vfmaq_f32(reinterpret_cast<float32x4_t>(c),

@@ -26,7 +26,7 @@ inline void spin_pause() {
 template <class Condition>
 inline void spin_while(const Condition& condition) {
   for (int turn = 0; condition(); ++turn) {
-    if (turn < 4096) {
+    if (turn < 1024) {
       spin_pause();
     } else {
       std::this_thread::yield();
@@ -65,9 +65,9 @@ class Gate {
     if (before & closed) return -1;
     shares_.fetch_add(share, std::memory_order_acq_rel);
     if (before == 0) {
-      // ~100 us: a thread of the pool wakes in a few microseconds when a core is free.
+      // ~50 us: a thread of the pool wakes in a few microseconds when a core is free.
       for (int turn = 0;
-           turn < 4096 && shares_.load(std::memory_order_acquire) != expected; ++turn) {
+           turn < 1024 && shares_.load(std::memory_order_acquire) != expected; ++turn) {
         spin_pause();
       }
       const uint32_t in = entered_.fetch_or(closed, std::memory_order_acq_rel);
