@@ -9,6 +9,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,16 @@ namespace fused_bptt {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Throws what it is given, in a row, as a message; Torch's own macro would put this file's path
+// before it.
+template <class... Words>
+inline void check(bool holds, const Words&... words) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << words);
+  throw std::runtime_error(message.str());
+}
 
 // A problem together with the tensors and tables that its pointers lead into.
 struct Bridged {
@@ -44,16 +56,16 @@ inline void check_shape(const char* name, const Tensor& tensor,
     same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
     text += (i ? ", " : "") + std::to_string(expected[i]);
   }
-  STD_TORCH_CHECK(same, name, ": expected shape ", letters, " = ", text, "], got ",
+  check(same, name, ": expected shape ", letters, " = ", text, "], got ",
                   shape_of(tensor));
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* model_name,
                        const Tensor& model) {
-  STD_TORCH_CHECK(tensor.scalar_type() == model.scalar_type(), name, ": expected dtype ",
+  check(tensor.scalar_type() == model.scalar_type(), name, ": expected dtype ",
                   toString(model.scalar_type()), " (that of ", model_name, "), got ",
                   toString(tensor.scalar_type()));
-  STD_TORCH_CHECK(tensor.device() == model.device(), name, ": expected to be on the device of ",
+  check(tensor.device() == model.device(), name, ": expected to be on the device of ",
                   model_name, ", got another one");
 }
 
@@ -68,9 +80,9 @@ inline Type type_of(const char* name, const Tensor& tensor) {
     case ScalarType::Half:
       return Type::float16;
     default:
-      STD_TORCH_CHECK(false, name,
-                      ": expected dtype float32, float64, bfloat16 or float16, got ",
-                      toString(tensor.scalar_type()));
+      check(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
+            toString(tensor.scalar_type()));
+      return Type::float32;
   }
 }
 
@@ -129,7 +141,7 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   // The sequence that is always there says the shape and dtype.
   const Tensor& model = factor ? *factor : *drive;
   const char* model_name = factor ? "factor" : drive_name;
-  STD_TORCH_CHECK(model.dim() == (packed ? 3 : 4), model_name, ": expected shape ",
+  check(model.dim() == (packed ? 3 : 4), model_name, ": expected shape ",
                   packed ? "[N, G, H] with batch_sizes" : "[T, B, G, H] without batch_sizes",
                   ", got ", shape_of(model));
   p.primitive = primitive;
@@ -139,16 +151,16 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   p.H = model.size(packed ? 2 : 3);
 
   const int64_t least_phi = primitive == Primitive::recurrence ? 1 : 0;
-  STD_TORCH_CHECK(phi >= least_phi && phi <= 2, phi_name, ": expected ",
+  check(phi >= least_phi && phi <= 2, phi_name, ": expected ",
                   least_phi == 0 ? "0 (given), " : "", "1 (tanh) or 2 (relu), got ", phi);
   p.phi = static_cast<Phi>(phi);
-  STD_TORCH_CHECK(reverse_groups >= 0 && reverse_groups <= p.G,
+  check(reverse_groups >= 0 && reverse_groups <= p.G,
                   "reverse_groups: expected 0 to G = ", p.G, ", got ", reverse_groups);
   p.reverse_groups = reverse_groups;
 
   if (packed) {
     const Tensor& sizes = *batch_sizes;
-    STD_TORCH_CHECK(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
+    check(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
                     "batch_sizes: expected an int64 vector [T] on the CPU, got shape ",
                     shape_of(sizes), " and dtype ", toString(sizes.scalar_type()));
     bridged.kept.push_back(torch::stable::contiguous(sizes));
@@ -157,13 +169,13 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
     p.B = p.T > 0 ? values[0] : 0;
     int64_t rows = 0;
     for (int64_t t = 0; t < p.T; ++t) {
-      STD_TORCH_CHECK(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
+      check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
                       "batch_sizes: expected numbers >= 0 that never increase, got ", values[t],
                       " at step ", t);
       bridged.first_rows.push_back(rows);
       rows += values[t];
     }
-    STD_TORCH_CHECK(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0),
+    check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0),
                     ", got ", rows);
     p.batch_sizes = values;
     p.first_rows = bridged.first_rows.data();

@@ -91,7 +91,7 @@ class Layer(torch.autograd.Function):
         weight_ih, weight_hh, bias = _stack(parameters, directions)
         u = _split(F.linear(x, weight_ih, bias), directions)
         h, h_n = _ops.recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
-        return h.view(*x.shape[:-1], -1), h_n
+        return h.squeeze(-2) if directions == 1 else h.flatten(-2), h_n
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -118,13 +118,13 @@ class Layer(torch.autograd.Function):
             ctx.phi,
             True,
         )
-        rows = q.view(-1, weight_ih.size(0))
+        rows = q.view(x.numel() // x.size(-1), weight_ih.size(0))
 
         step = len(parameters) // directions
         grads: list[Tensor | None] = [None] * len(parameters)
         if any(need[0::step]):  # Σ_t q_t x_tᵀ
             grads[0::step] = _parts(
-                torch.mm(rows.t(), x.view(-1, x.size(-1))), directions
+                torch.mm(rows.t(), x.view(rows.size(0), x.size(-1))), directions
             )
         if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
             steps = Steps(h, batch_sizes, directions - 1)
@@ -219,6 +219,8 @@ def _stack(
 
 def _split(x: Tensor, directions: int) -> Tensor:
     """[..., D * H] as [..., D, H]."""
+    if directions == 1:
+        return x.unsqueeze(-2)
     return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
 
 

@@ -69,7 +69,9 @@ def replace_rnn(model: nn.Module) -> nn.Module:
         return replaced.get(module, module)
 
     for path, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children skips shared ones
+            if child is None:
+                continue
             new = replacement(f"{path}.{name}" if path else name, child)
             if new is not child:
                 setattr(parent, name, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import overload
 
 import torch
@@ -118,7 +119,11 @@ def rnn(
         hx = torch.zeros(states, rows, hidden_size, dtype=data.dtype, device=data.device)
     elif sorted_indices is not None:
         hx = hx.index_select(1, sorted_indices)
-    _check_tensors(data, hx, weights, batch_sizes, (states, rows, hidden_size))
+    _check_tensors(
+        data, hx, weights, bias, directions, batch_sizes, (states, rows, hidden_size)
+    )
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(data.device.type):
+        data, hx, *weights = (_autocast(tensor) for tensor in (data, hx, *weights))
 
     per_direction = 4 if bias else 2
     last_states = []
@@ -144,6 +149,13 @@ def rnn(
     if not batched:
         return data.squeeze(1), h_n.squeeze(1)
     return data.transpose(0, 1) if batch_first else data, h_n
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """As autocast treats the operands of ``F.linear``, of which nn.RNN is made: double is kept."""
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _check_options(
@@ -175,12 +187,15 @@ def _check_tensors(
     data: Tensor,
     hx: Tensor,
     weights: Sequence[Tensor],
+    bias: bool,
+    directions: int,
     batch_sizes: Tensor | None,
     states: tuple[int, int, int],
 ) -> None:
-    """Shapes, dtypes and devices, in the words of ``nn.RNN`` and in its order."""
+    """Shapes, dtypes and devices; in the words of ``nn.RNN`` and its ATen, and in their order."""
     weight = weights[0]
-    if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+    autocast = torch._C._is_any_autocast_enabled()
+    if data.dtype != weight.dtype and not autocast:
         raise ValueError(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({data.dtype})"
@@ -195,3 +210,47 @@ def _check_tensors(
         )
     if tuple(hx.shape) != states:
         raise RuntimeError(f"Expected hidden size {states}, got {list(hx.shape)}")
+    if hx.device != data.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{data.device} and hidden tensor at {hx.device}"
+        )
+    dtype, device = data.dtype, data.device
+    shapes = _weight_shapes(data.size(-1), states[2], len(weights), bias, directions)
+    for index, (tensor, shape) in enumerate(zip(weights, shapes)):
+        if tensor.device != device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{device} and parameter tensor at {tensor.device}"
+            )
+        if tensor.dtype != dtype and not autocast:
+            raise RuntimeError(
+                f"{'self' if bias else 'mat1'} and mat2 must have the same dtype, "
+                f"but got {_scalar_type(dtype)} and {_scalar_type(tensor.dtype)}"
+            )
+        if tensor.shape != shape:
+            raise RuntimeError(
+                f"weights[{index}]: expected shape {list(shape)}, got {list(tensor.shape)}"
+            )
+    if hx.dtype != data.dtype and not autocast:
+        raise RuntimeError(
+            "mat1 and mat2 must have the same dtype, "
+            f"but got {_scalar_type(hx.dtype)} and {_scalar_type(data.dtype)}"
+        )
+
+
+@lru_cache(maxsize=256)
+def _weight_shapes(
+    input_size: int, hidden_size: int, count: int, bias: bool, directions: int
+) -> list[tuple[int, ...]]:
+    """The shapes of ``weights``; remembered, because making them costs more than comparing."""
+    biases = [(hidden_size,)] * 2 if bias else []
+    first = [(hidden_size, input_size), (hidden_size, hidden_size), *biases] * directions
+    above = [(hidden_size, directions * hidden_size), (hidden_size, hidden_size), *biases]
+    return (first + above * count)[:count]
+
+
+def _scalar_type(dtype: torch.dtype) -> str:
+    """The name that ATen's messages give a dtype."""
+    names = {torch.float64: "Double", torch.float32: "Float", torch.float16: "Half"}
+    return names.get(dtype, "BFloat16" if dtype == torch.bfloat16 else str(dtype))

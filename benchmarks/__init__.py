@@ -1,0 +1,1 @@
+"""Measurements of fused_bptt against what else trains a vanilla RNN; see README.md here."""

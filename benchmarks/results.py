@@ -1,0 +1,139 @@
+"""The file of results: reading, writing, and the arithmetic on what it holds.
+
+The schema is documented in README.md here. Imports neither torch nor any rival.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import Cell
+
+SCHEMA = 1
+
+# Between two probes, a change by more than this marks a block: the machine's state changed.
+UNSTEADY = 0.15
+
+# Others' share of the cores during a block, or the hypervisor's; threads that wait for one another
+# then wait for whole time slices, and the times mean nothing.
+DISTURBED = 0.05
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Of one sample or more."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, lower, upper)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of results, and refuse another schema."""
+    results = json.loads(path.read_text())
+    if results.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected schema {SCHEMA}, got {results.get('schema')!r}")
+    return results
+
+
+def save(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(_dump(results))
+    partial.replace(path)
+
+
+def _dump(value: Any, indent: int = 0) -> str:
+    """JSON, indented, with lists of numbers on one line."""
+    pad = "  " * (indent + 1)
+    if isinstance(value, Mapping) and value:
+        inside = (f"{pad}{json.dumps(k)}: {_dump(v, indent + 1)}" for k, v in value.items())
+        return "{\n" + ",\n".join(inside) + "\n" + "  " * indent + "}"
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        inside = (f"{pad}{_dump(v, indent + 1)}" for v in value)
+        return "[\n" + ",\n".join(inside) + "\n" + "  " * indent + "]"
+    return json.dumps(_rounded(value), ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to five digits, which is more than timing gives."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Block:
+    """One cell at one thread count in one mode."""
+
+    raw: Mapping[str, Any]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(**self.raw["cell"])
+
+    @property
+    def threads(self) -> int:
+        return self.raw["threads"]
+
+    @property
+    def mode(self) -> str:
+        return self.raw["mode"]
+
+    @property
+    def key(self) -> tuple[int, Cell, str]:
+        return self.threads, self.cell, self.mode
+
+    def samples(self, rival: str) -> list[float] | None:
+        """Seconds a call by round; None if it was not timed."""
+        return self.raw["rivals"].get(rival, {}).get("seconds")
+
+    def seconds(self, rival: str) -> float | None:
+        """The median over rounds."""
+        samples = self.samples(rival)
+        return None if samples is None else statistics.median(samples)
+
+    def ratio(self, slow: str, fast: str) -> Spread | None:
+        """How many times faster `fast` is than `slow`, paired by round."""
+        slows, fasts = self.samples(slow), self.samples(fast)
+        if slows is None or fasts is None:
+            return None
+        return Spread.of([s / f for s, f in zip(slows, fasts, strict=True)])
+
+    def roofline_share(self, rival: str) -> float | None:
+        """The limit over the time that it took."""
+        seconds = self.seconds(rival)
+        return None if seconds is None else self.raw["roofline_seconds"] / seconds
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the probes before and after differ too much."""
+        before, after = (self.raw["probes"][when]["sgemm_gflops"] for when in ("before", "after"))
+        return abs(after - before) > UNSTEADY * max(after, before)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the cores were not the block's alone."""
+        elsewhere = self.raw["elsewhere"]
+        return elsewhere is not None and elsewhere > DISTURBED
+
+
+def blocks(results: Mapping[str, Any]) -> Iterator[Block]:
+    """All that was measured."""
+    return (Block(raw) for raw in results["blocks"])

@@ -1,0 +1,51 @@
+"""The scripts of examples/ run, and show what their docstrings say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, f"{pattern} in:\n{text}"
+    return float(found[1])
+
+
+def test_every_example_is_run_here():
+    source = Path(__file__).read_text()
+    for script in EXAMPLES.glob("*.py"):
+        assert f'run("{script.name}")' in source
+
+
+def test_drop_in():
+    out = run("drop_in.py")
+    first, last = number(r"\n +0  ([\d.]+)", out), number(r"last loss: ([\d.]+)", out)
+    assert last < 0.1 * first
+    assert number(r"largest difference: (\S+)", out) < 1e-5
+    assert "after replace_rnn: fused_bptt.RNN" in out
+    assert number(r"outputs differ by (\S+)", out) < 1e-5
+
+
+def test_packed_sequences():
+    out = run("packed_sequences.py")
+    right = [float(share) for share in re.findall(r": ([\d.]+)% of 500", out)]
+    assert right[0] < 70
+    assert right[-1] > 85
+    lengths = re.search(r"lengths in the last batch: \[(.*)\]", out)
+    assert lengths
+    assert len(set(lengths[1].split(", "))) > 4
+    assert number(r"alone: (\S+) apart", out) < 1e-5
