@@ -37,6 +37,7 @@ void work(int64_t begin, int64_t end, void* context) {
   const Type type = call.problem.type;
   const Schedule schedule = make_schedule(call.problem, machine_of(call.kernels, type),
                                           compute_bytes(type), size);
+  const FlushDenormals flush;
   call.kernels.walk(call.problem, schedule, call.space, rank, size);
 }
 

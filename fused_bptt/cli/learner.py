@@ -162,7 +162,7 @@ def twins(task: Task, recipe: Recipe) -> tuple[Learner, Learner]:
         fused_bptt.RNN(task.input_size, recipe.hidden, nonlinearity=recipe.nonlinearity),
         task.output_size,
     )
-    pass
+    ours.load_state_dict(theirs.state_dict())
     return (
         Learner("nn.RNN", theirs.to(recipe.device, recipe.dtype), task, recipe),
         Learner("fused_bptt.RNN", ours.to(recipe.device, recipe.dtype), task, recipe),
