@@ -34,8 +34,8 @@ inline void check(bool holds, const Words&... words) {
 // A problem together with the tensors and tables that its pointers lead into.
 struct Bridged {
   Problem problem;
-  Tensor out;
-  Tensor last;
+  std::optional<Tensor> out;  // none where the drive is overwritten
+  std::optional<Tensor> last;
   std::vector<Tensor> kept;
   std::vector<int64_t> first_rows;
 };
@@ -56,17 +56,16 @@ inline void check_shape(const char* name, const Tensor& tensor,
     same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
     text += (i ? ", " : "") + std::to_string(expected[i]);
   }
-  check(same, name, ": expected shape ", letters, " = ", text, "], got ",
-                  shape_of(tensor));
+  check(same, name, ": expected shape ", letters, " = ", text, "], got ", shape_of(tensor));
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* model_name,
                        const Tensor& model) {
   check(tensor.scalar_type() == model.scalar_type(), name, ": expected dtype ",
-                  toString(model.scalar_type()), " (that of ", model_name, "), got ",
-                  toString(tensor.scalar_type()));
-  check(tensor.device() == model.device(), name, ": expected to be on the device of ",
-                  model_name, ", got another one");
+        toString(model.scalar_type()), " (that of ", model_name, "), got ",
+        toString(tensor.scalar_type()));
+  check(tensor.device() == model.device(), name, ": expected to be on the device of ", model_name,
+        ", got another one");
 }
 
 inline Type type_of(const char* name, const Tensor& tensor) {
@@ -86,14 +85,14 @@ inline Type type_of(const char* name, const Tensor& tensor) {
   }
 }
 
-// The strides of a [T, B, G, H] or, packed, [N, G, H] tensor.
-inline Sequence sequence_of(const Tensor& tensor, bool packed) {
+// The strides of a [T, B, G, H] or, packed, [N, G, H] tensor; without G if it is not grouped.
+inline Sequence sequence_of(const Tensor& tensor, bool packed, bool grouped) {
   Sequence s{};
   s.data = const_cast<void*>(tensor.const_data_ptr());
   const int64_t base = packed ? 0 : 1;
   s.step = packed ? 0 : tensor.stride(0);
   s.row = tensor.stride(base);
-  s.group = tensor.stride(base + 1);
+  s.group = grouped ? tensor.stride(base + 1) : 0;
   return s;
 }
 
@@ -141,28 +140,33 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   // The sequence that is always there says the shape and dtype.
   const Tensor& model = factor ? *factor : *drive;
   const char* model_name = factor ? "factor" : drive_name;
-  check(model.dim() == (packed ? 3 : 4), model_name, ": expected shape ",
-                  packed ? "[N, G, H] with batch_sizes" : "[T, B, G, H] without batch_sizes",
-                  ", got ", shape_of(model));
+  check(weight.dim() == 2 || weight.dim() == 3,
+        "weight: expected shape [G, H, H], or [H, H] for one group, got ", shape_of(weight));
+  const bool grouped = weight.dim() == 3;
+  const char* letters =
+      packed ? (grouped ? "[N, G, H]" : "[N, H]") : (grouped ? "[T, B, G, H]" : "[T, B, H]");
+  check(model.dim() == (packed ? 2 : 3) + (grouped ? 1 : 0), model_name, ": expected shape ",
+        letters, packed ? " with" : " without", " batch_sizes and with weight ", shape_of(weight),
+        ", got ", shape_of(model));
   p.primitive = primitive;
   p.adjoint = adjoint;
   p.type = type_of(model_name, model);
-  p.G = model.size(packed ? 1 : 2);
-  p.H = model.size(packed ? 2 : 3);
+  p.G = grouped ? model.size(packed ? 1 : 2) : 1;
+  p.H = model.size(model.dim() - 1);
 
   const int64_t least_phi = primitive == Primitive::recurrence ? 1 : 0;
-  check(phi >= least_phi && phi <= 2, phi_name, ": expected ",
-                  least_phi == 0 ? "0 (given), " : "", "1 (tanh) or 2 (relu), got ", phi);
+  check(phi >= least_phi && phi <= 2, phi_name, ": expected ", least_phi == 0 ? "0 (given), " : "",
+        "1 (tanh) or 2 (relu), got ", phi);
   p.phi = static_cast<Phi>(phi);
-  check(reverse_groups >= 0 && reverse_groups <= p.G,
-                  "reverse_groups: expected 0 to G = ", p.G, ", got ", reverse_groups);
+  check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
+        ", got ", reverse_groups);
   p.reverse_groups = reverse_groups;
 
   if (packed) {
     const Tensor& sizes = *batch_sizes;
     check(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
-                    "batch_sizes: expected an int64 vector [T] on the CPU, got shape ",
-                    shape_of(sizes), " and dtype ", toString(sizes.scalar_type()));
+          "batch_sizes: expected an int64 vector [T] on the CPU, got shape ", shape_of(sizes),
+          " and dtype ", toString(sizes.scalar_type()));
     bridged.kept.push_back(torch::stable::contiguous(sizes));
     const int64_t* values = static_cast<const int64_t*>(bridged.kept.back().const_data_ptr());
     p.T = sizes.size(0);
@@ -170,13 +174,13 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
     int64_t rows = 0;
     for (int64_t t = 0; t < p.T; ++t) {
       check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
-                      "batch_sizes: expected numbers >= 0 that never increase, got ", values[t],
-                      " at step ", t);
+            "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ",
+            t);
       bridged.first_rows.push_back(rows);
       rows += values[t];
     }
-    check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0),
-                    ", got ", rows);
+    check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0), ", got ",
+          rows);
     p.batch_sizes = values;
     p.first_rows = bridged.first_rows.data();
   } else {
@@ -184,11 +188,12 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
     p.B = model.size(1);
   }
 
-  check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
+  if (grouped) check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
+  if (!grouped) check_shape("weight", weight, {p.H, p.H}, "[H, H]");
   check_like("weight", weight, model_name, model);
   const std::vector<int64_t> shape(model.sizes().begin(), model.sizes().end());
   if (factor && drive) {
-    check_shape(drive_name, *drive, shape, packed ? "[N, G, H]" : "[T, B, G, H]");
+    check_shape(drive_name, *drive, shape, letters);
     check_like(drive_name, *drive, model_name, model);
   }
   if (initial) {
@@ -198,14 +203,30 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
     check_like(initial_name, *initial, model_name, model);
   }
 
-  if (drive) p.drive = sequence_of(with_unit_stride(bridged, *drive), packed);
-  if (factor) p.factor = sequence_of(with_unit_stride(bridged, *factor), packed);
-  p.weight = {weight.const_data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2)};
+  // The recurrence overwrites u with h: nothing needs u any more, and the memory is the largest
+  // that a layer takes.
+  const bool in_place = primitive == Primitive::recurrence;
+  for (int64_t i = 0; in_place && i < model.dim(); ++i) {
+    const bool last = i + 1 == model.dim();
+    check(model.size(i) < 2 || (last ? model.stride(i) == 1 : model.stride(i) != 0), drive_name,
+          ": expected memory of its own for each number, and the last dimension contiguous; got "
+          "stride ",
+          model.stride(i), " in dimension ", i);
+  }
+  if (in_place) p.drive = sequence_of(*drive, packed, grouped);
+  if (drive && !in_place) p.drive = sequence_of(with_unit_stride(bridged, *drive), packed, grouped);
+  if (factor) p.factor = sequence_of(with_unit_stride(bridged, *factor), packed, grouped);
+  p.weight = {weight.const_data_ptr(), grouped ? weight.stride(0) : 0,
+              weight.stride(weight.dim() - 2), weight.stride(weight.dim() - 1)};
   if (initial) p.initial = state_of(with_unit_stride(bridged, *initial));
-  bridged.out = empty(shape, model);
-  p.out = sequence_of(bridged.out, packed);
+  if (in_place) {
+    p.out = p.drive;
+  } else {
+    bridged.out = empty(shape, model);
+    p.out = sequence_of(*bridged.out, packed, grouped);
+  }
   bridged.last = empty({p.G, p.B, p.H}, model);
-  p.last = state_of(bridged.last);
+  p.last = state_of(*bridged.last);
   return bridged;
 }
 
@@ -220,8 +241,9 @@ inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optiona
                                         const Tensor& weight, const std::optional<Tensor>& s0,
                                         const std::optional<Tensor>& batch_sizes,
                                         int64_t reverse_groups, int64_t derivative, bool adjoint) {
-  return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0", s0 ? &*s0 : nullptr, batch_sizes,
-                reverse_groups, "derivative", derivative, adjoint);
+  return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
+                s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative,
+                adjoint);
 }
 
 }  // namespace fused_bptt

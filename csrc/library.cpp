@@ -3,12 +3,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fused_bptt, m) {
-  // h_t = phi(u_t + W h_{t-1}) for every group, and each row's last h [G, B, H]. u [T, B, G, H], or
-  // packed rows [N, G, H] with batch_sizes [T]; weight [G, H, H]; h0 [G, B, H]. The last
-  // reverse_groups groups walk time backwards. nonlinearity: 1 tanh, 2 relu.
+  // h_t = phi(u_t + W h_{t-1}) for every group, in the place of u; gives each row's last h [G, B,
+  // H]. u [T, B, G, H], or packed rows [N, G, H] with batch_sizes [T]; weight [G, H, H]; h0 [G, B,
+  // H]. The last reverse_groups groups walk time backwards. nonlinearity: 1 tanh, 2 relu.
   m.def(
-      "recurrence(Tensor u, Tensor weight, Tensor h0, Tensor? batch_sizes, int reverse_groups, "
-      "int nonlinearity) -> (Tensor, Tensor)");
+      "recurrence_(Tensor(a!) u, Tensor weight, Tensor h0, Tensor? batch_sizes, "
+      "int reverse_groups, int nonlinearity) -> Tensor");
   // s_t = d_t * (v_t + W s_{t-1}) from s_0, and each row's last s [G, B, H]. Adjoint: q_t = d_t *
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
   // factor is h and d = 1 - h^2; 2 factor is h and d = [h > 0]. No v or s0 stands for zero.
@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint) -> "
       "(Tensor, Tensor)");
+  // With one group, sequences and weight may leave out G.
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");

@@ -58,10 +58,10 @@ struct Problem {
   Sequence drive;   // u or v; null v stands for zero
   Sequence factor;  // d or h; linear recurrence only
   Weights weight;
-  // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the cotangent
-  // of the last state. Null stands for zero, and then no product is taken with it at all.
+  // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the
+  // cotangent of the last state. Null stands for zero, and then no product is taken with it at all.
   State initial;
-  Sequence out;  // h or s
+  Sequence out;  // h, in the place of u; or s
   // Where each row's walk ends: h or s after its last step; adjoint: W^T q_1, the cotangent of s_0.
   State last;
 };

@@ -64,10 +64,10 @@ def linear_recurrence(
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply``, at half its cost for an eager call.
 
-    ``Function.apply`` binds default arguments through ``inspect.signature`` (20 µs); ours have none.
+    ``Function.apply`` binds default arguments through ``inspect.signature``; ours have none.
     """
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        return function.apply(*args)
+        return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
@@ -89,9 +89,9 @@ class Layer(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weight_ih, weight_hh, bias = _stack(parameters, directions)
-        u = _split(F.linear(x, weight_ih, bias), directions)
-        h, h_n = _ops.recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
-        return h.squeeze(-2) if directions == 1 else h.flatten(-2), h_n
+        h = F.linear(x, weight_ih, bias)  # u, until the recurrence overwrites it
+        u = _split(h, directions)
+        return h, _ops.recurrence_(u, weight_hh, h0, batch_sizes, directions - 1, phi)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -127,7 +127,7 @@ class Layer(torch.autograd.Function):
                 torch.mm(rows.t(), x.view(rows.size(0), x.size(-1))), directions
             )
         if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
-            steps = Steps(h, batch_sizes, directions - 1)
+            steps = Steps(x, batch_sizes, directions, directions - 1)
             grads[1::step] = steps.sums_of_products(rows, output.view(*rows.shape), h0)
         if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, the same for both biases
             grads[2::step] = grads[3::step] = _parts(rows.sum(0), directions)
@@ -169,15 +169,16 @@ class LinearRecurrence(torch.autograd.Function):
     def backward(ctx: Any, c: Tensor | None, c_last: Tensor | None) -> tuple[Tensor | None, ...]:
         s, factor, v, weight, s0, batch_sizes = ctx.saved_tensors
         need_factor, need_v, need_weight, need_s0, *_ = ctx.needs_input_grad
-        groups = ctx.reverse_groups
+        reverse = ctx.reverse_groups
         p, s0_bar = linear_recurrence(
-            factor, c, weight, c_last, batch_sizes, groups, ctx.derivative, not ctx.adjoint
+            factor, c, weight, c_last, batch_sizes, reverse, ctx.derivative, not ctx.adjoint
         )
         # Of the pair s and p one is the walk x_t = d_t ⊙ (. + W x_{t-1}) from x_0, the other its
         # adjoint y_t = d_t ⊙ (. + r_t), r_t = Wᵀ y_{t+1} from r_T.
         x, y, x_in, y_in = (p, s, c, v) if ctx.adjoint else (s, p, v, c)
         x_0, r_last = (c_last, s0) if ctx.adjoint else (s0, c_last)
-        steps = Steps(s, batch_sizes, groups)
+        groups = weight.size(0) if weight.dim() == 3 else 1
+        steps = Steps(s, batch_sizes, groups, reverse)
 
         factor_bar = None
         if need_factor and ctx.derivative != _ops.RELU:  # [h > 0] has derivative zero
@@ -187,10 +188,9 @@ class LinearRecurrence(torch.autograd.Function):
             factor_bar = d_bar if ctx.derivative == _ops.GIVEN else -2 * factor * d_bar
         weight_bar = None
         if need_weight:  # Σ_t y_t x_{t-1}ᵀ
-            rows = (steps.rows, weight.size(0) * weight.size(1))
-            weight_bar = torch.stack(
-                steps.sums_of_products(y.reshape(rows), x.reshape(rows), x_0)
-            )
+            rows = (steps.rows, groups * weight.size(-1))
+            sums = steps.sums_of_products(y.reshape(rows), x.reshape(rows), x_0)
+            weight_bar = torch.stack(sums) if weight.dim() == 3 else sums[0]
         return (
             factor_bar,
             p if need_v else None,
@@ -206,21 +206,21 @@ class LinearRecurrence(torch.autograd.Function):
 def _stack(
     parameters: Sequence[Tensor], directions: int, biases: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """weight_ih [D * H, I], weight_hh [D, H, H], b_ih + b_hh [D * H] of all D directions."""
+    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), b_ih + b_hh [D * H]."""
     step = len(parameters) // directions
     bias = None
     if biases and step == 4:
         sums = [parameters[i + 2] + parameters[i + 3] for i in range(0, len(parameters), step)]
         bias = sums[0] if directions == 1 else torch.cat(sums)
     if directions == 1:
-        return parameters[0], parameters[1].unsqueeze(0), bias
-    return torch.cat(parameters[0::step]), torch.stack(parameters[1::step]), bias
+        return parameters[0], parameters[1], bias
+    return torch.cat(tuple(parameters[0::step])), torch.stack(tuple(parameters[1::step])), bias
 
 
 def _split(x: Tensor, directions: int) -> Tensor:
-    """[..., D * H] as [..., D, H]."""
+    """[..., D * H] as [..., D, H]; one direction is not told apart."""
     if directions == 1:
-        return x.unsqueeze(-2)
+        return x
     return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
 
 
@@ -230,5 +230,5 @@ def _parts(x: Tensor, directions: int) -> Sequence[Tensor]:
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """Each row of x [..., G, H] times its group's matrix [G, H, H]."""
-    return (x.unsqueeze(-2) @ weight).squeeze(-2) if x.size(-2) != 1 else x @ weight[0]
+    """Each row of x [..., G, H] times its group's matrix [G, H, H]; G may be left out."""
+    return x @ weight if weight.dim() == 2 else (x.unsqueeze(-2) @ weight).squeeze(-2)

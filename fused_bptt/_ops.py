@@ -19,38 +19,40 @@ if not _LIBRARY.exists():
     )
 torch.ops.load_library(_LIBRARY)
 
-_recurrence = torch.ops.fused_bptt.recurrence.default
+_recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU = 0, 1, 2
 
 
-def recurrence(
+def recurrence_(
     u: Tensor,
     weight: Tensor,
     h0: Tensor,
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-) -> tuple[Tensor, Tensor]:
-    """h_t = φ(u_t + W h_{t-1}) for every group; no autograd.
+) -> Tensor:
+    """h_t = φ(u_t + W h_{t-1}) for every group, in the place of u; no autograd.
 
     Args:
-        u: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
-        weight: [G, H, H], ``weight_hh`` of each group.
+        u: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``; becomes h. Its last
+            dimension is contiguous.
+        weight: [G, H, H], ``weight_hh`` of each group; or [H, H] for one group, and then u is
+            [T, B, H] or [N, H].
         h0: [G, B, H].
         batch_sizes: int64 [T] on the CPU, never increasing, as in ``PackedSequence``; or None.
         reverse_groups: the last so many groups walk time backwards.
         nonlinearity: ``TANH`` or ``RELU``.
 
     Returns:
-        h, contiguous, of u's shape and dtype; and each row's last h [G, B, H].
+        Each row's last h, [G, B, H].
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
-    return _recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)  # type: ignore[no-any-return]
+    return _recurrence_(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)  # type: ignore[no-any-return]
 
 
 def linear_recurrence(
@@ -72,10 +74,10 @@ def linear_recurrence(
     Args:
         factor: d itself (``derivative=GIVEN``), or h; [T, B, G, H], or packed rows [N, G, H].
         v: of factor's shape, or None for zero.
-        weight: [G, H, H].
+        weight: [G, H, H]; or [H, H] for one group, and then factor is [T, B, H] or [N, H].
         s0: s_0, or, adjoint, r_T; [G, B, H], or None for zero.
-        batch_sizes: as in :func:`recurrence`.
-        reverse_groups: as in :func:`recurrence`.
+        batch_sizes: as in :func:`recurrence_`.
+        reverse_groups: as in :func:`recurrence_`.
         derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
         adjoint: walk every group the other way in time, with Wᵀ.
 
@@ -90,7 +92,7 @@ def linear_recurrence(
     )
 
 
-@torch.library.register_fake("fused_bptt::recurrence")
+@torch.library.register_fake("fused_bptt::recurrence_")  # type: ignore[untyped-decorator]
 def _(
     u: Tensor,
     weight: Tensor,
@@ -98,11 +100,11 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty(h0.shape)
+) -> Tensor:
+    return h0.new_empty(h0.shape)
 
 
-@torch.library.register_fake("fused_bptt::linear_recurrence")
+@torch.library.register_fake("fused_bptt::linear_recurrence")  # type: ignore[untyped-decorator]
 def _(
     factor: Tensor,
     v: Tensor | None,
@@ -118,10 +120,9 @@ def _(
     elif batch_sizes is None:
         batch = factor.size(1)
     else:  # batch_sizes[0], which a fake tensor does not know
-        batch = torch.library.get_ctx().new_dynamic_size()
-    return factor.new_empty(factor.shape), factor.new_empty(
-        factor.size(-2), batch, factor.size(-1)
-    )
+        batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
+    groups = weight.size(0) if weight.dim() == 3 else 1
+    return factor.new_empty(factor.shape), factor.new_empty(groups, batch, factor.size(-1))
 
 
 def compiled_isas() -> list[str]:

@@ -14,23 +14,26 @@ class Steps:
     time; the methods return all groups in order.
 
     Args:
-        model: a sequence [T, B, G, H], or packed rows [N, G, H].
+        model: a sequence [T, B, ...], or packed rows [N, ...].
         batch_sizes: int64 [T] on the CPU when packed, else None.
+        groups: G.
         reverse_groups: the last so many groups walk backwards in time.
     """
 
-    def __init__(self, model: Tensor, batch_sizes: Tensor | None, reverse_groups: int) -> None:
-        self.shape = model.shape
-        self.device = model.device
+    def __init__(
+        self, model: Tensor, batch_sizes: Tensor | None, groups: int, reverse_groups: int
+    ) -> None:
         self.batch_sizes = batch_sizes
+        self.groups = groups
         if batch_sizes is None:
-            self.rows, self.batch = model.size(0) * model.size(1), model.size(1)
+            steps, self.batch = model.shape[:2]
+            self.rows = steps * self.batch
         else:
             self.rows = model.size(0)
             self.batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
-        split = model.size(-2) - reverse_groups
+        split = groups - reverse_groups
         # Groups [a, b), and whether they walk backwards in time.
-        ways = ((0, split, False), (split, model.size(-2), True))
+        ways = ((0, split, False), (split, groups, True))
         self.ways = [way for way in ways if way[0] < way[1]]
 
     def sums_of_products(self, y: Tensor, x: Tensor, x0: Tensor | None) -> list[Tensor]:
@@ -41,9 +44,9 @@ class Steps:
             x: rows [N, G * H].
             x0: [G, B, H], or None for zero.
         """
-        size = self.shape[-1]
+        size = y.size(1) // self.groups
         if self.rows == 0:
-            return [y.new_zeros(size, size) for _ in range(self.shape[-2])]
+            return [y.new_zeros(size, size) for _ in range(self.groups)]
         sums: list[Tensor] = []
         for a, b, backwards in self.ways:
             y_way, x_way = _columns(y, a * size, b * size), _columns(x, a * size, b * size)
@@ -73,7 +76,7 @@ class Steps:
     def _shifted(self, x: Tensor, end: Tensor | None, to_later: bool) -> Tensor:
         if self.rows == 0:
             return x
-        rows = self._rows(x)
+        rows = x.reshape(self.rows, self.groups, -1)
         parts = []
         for a, b, backwards in self.ways:
             way = rows[:, a:b]
@@ -87,12 +90,9 @@ class Steps:
                 parts.append(torch.cat([self._later(way), filling]))
             else:
                 order = torch.cat([earlier_rows(self.batch_sizes), last_rows(self.batch_sizes)])
-                back = torch.argsort(order).to(self.device)
+                back = torch.argsort(order).to(x.device)
                 parts.append(torch.cat([self._later(way), filling]).index_select(0, back))
-        return torch.cat(parts, dim=1).view(self.shape)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x if self.batch_sizes is not None else x.flatten(0, 1)
+        return torch.cat(parts, dim=1).view(x.shape)
 
     def _later(self, x: Tensor) -> Tensor:
         """Rows that have an earlier step."""
@@ -102,7 +102,7 @@ class Steps:
         """The same sequence's row one step before each of the later rows."""
         if self.batch_sizes is None:
             return x.narrow(0, 0, self.rows - self.batch)
-        return x.index_select(0, earlier_rows(self.batch_sizes).to(self.device))
+        return x.index_select(0, earlier_rows(self.batch_sizes).to(x.device))
 
     def _start(self, x: Tensor, backwards: bool) -> Tensor:
         """The row that each sequence's walk starts with."""
@@ -112,7 +112,7 @@ class Steps:
             return x.narrow(0, 0, self.batch)
         if self.batch_sizes is None:
             return x.narrow(0, self.rows - self.batch, self.batch)
-        return x.index_select(0, last_rows(self.batch_sizes).to(self.device))
+        return x.index_select(0, last_rows(self.batch_sizes).to(x.device))
 
 
 def earlier_rows(batch_sizes: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def same_state(module: nn.Module, source: type[nn.Module], target: type[Module])
     Raises:
         TypeError: ``module`` is not exactly a ``source``; a subclass may compute anything.
     """
-    kind: type[Any] = type(module)
-    cls: type[Any] = target
+    kind: Any = type(module)
+    cls: Any = target
     if kind.__bases__ == (source,) and parametrize.is_parametrized(module):
         cls = type(kind.__name__, (target,), dict(kind.__dict__))
     elif kind is not source:

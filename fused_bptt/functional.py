@@ -119,9 +119,7 @@ def rnn(
         hx = torch.zeros(states, rows, hidden_size, dtype=data.dtype, device=data.device)
     elif sorted_indices is not None:
         hx = hx.index_select(1, sorted_indices)
-    _check_tensors(
-        data, hx, weights, bias, directions, batch_sizes, (states, rows, hidden_size)
-    )
+    _check_tensors(data, hx, weights, bias, directions, batch_sizes, (states, rows, hidden_size))
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(data.device.type):
         data, hx, *weights = (_autocast(tensor) for tensor in (data, hx, *weights))
 
@@ -167,9 +165,7 @@ def _check_options(
     bidirectional: bool,
 ) -> int:
     if nonlinearity not in _NONLINEARITIES:
-        raise ValueError(
-            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-        )
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
     if num_layers <= 0:
@@ -217,7 +213,7 @@ def _check_tensors(
         )
     dtype, device = data.dtype, data.device
     shapes = _weight_shapes(data.size(-1), states[2], len(weights), bias, directions)
-    for index, (tensor, shape) in enumerate(zip(weights, shapes)):
+    for index, (tensor, shape) in enumerate(zip(weights, shapes, strict=True)):
         if tensor.device != device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "

@@ -39,10 +39,9 @@ class RNN(nn.RNNBase):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes what ``nn.RNN`` takes, in its order."""
         if "proj_size" in kwargs:
-            raise ValueError(
-                "proj_size argument is only supported for LSTM, not RNN or GRU"
-            )
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if len(args) > 3:  # nonlinearity is the fourth; nn.RNNBase does not know it
             self.nonlinearity = args[3]
             args = args[:3] + args[4:]
@@ -90,7 +89,7 @@ class RNN(nn.RNNBase):
         ]
 
     def flatten_parameters(self) -> None:
-        """Does nothing: weights may lie anywhere in memory. Kept because users of nn.RNN call it."""
+        """Does nothing, since weights may lie anywhere; kept because users of nn.RNN call it."""
 
     @classmethod
     def from_torch(cls, module: nn.RNN) -> RNN:

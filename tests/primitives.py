@@ -11,6 +11,20 @@ import torch
 from tolerance import Named
 from torch import Tensor
 
+from fused_bptt import _ops
+
+
+class Operators:
+    """The compiled operators with the reference's signatures: `recurrence_` on a copy of u."""
+
+    @staticmethod
+    def recurrence(u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        h = u.clone(memory_format=torch.contiguous_format)
+        last = _ops.recurrence_(h, *others)
+        return h, last
+
+    linear_recurrence = staticmethod(_ops.linear_recurrence)
+
 
 @dataclass
 class Problem:
@@ -59,7 +73,7 @@ class Problem:
         return other
 
     def recurrence(self, source: Any, nonlinearity: int) -> Named:
-        """Solved by `source.recurrence`, which is the operator or the reference."""
+        """Solved by `source.recurrence`; the source is `Operators` or the reference."""
         walk = (self.batch_sizes, self.reverse_groups)
         h, last = source.recurrence(self.v, self.weight, self.s0, *walk, nonlinearity)
         return {"h": h, "last": last}

@@ -8,11 +8,10 @@ import pytest
 import torch
 from cases import LENGTHS, WIDE, Case, ids
 from helpers import FLOAT_TYPES, outputs, run_case
-from primitives import Problem
+from primitives import Operators, Problem
 from tolerance import Named, assert_exact
 
 import fused_bptt
-from fused_bptt import _ops
 
 # The product W_ih x is PyTorch's, which promises less for many threads than the primitives do.
 THREADS_OF_PRODUCTS = (1, 2)
@@ -39,10 +38,10 @@ PROBLEMS = (
 Primitive = Callable[[Problem], Named]
 
 PRIMITIVES: dict[str, Primitive] = {
-    "tanh": lambda p: p.recurrence(_ops, 1),
-    "relu": lambda p: p.recurrence(_ops, 2),
-    "linear": lambda p: p.linear_recurrence(_ops, 0, adjoint=False),
-    "adjoint": lambda p: p.linear_recurrence(_ops, 1, adjoint=True, without="s0"),
+    "tanh": lambda p: p.recurrence(Operators, 1),
+    "relu": lambda p: p.recurrence(Operators, 2),
+    "linear": lambda p: p.linear_recurrence(Operators, 0, adjoint=False),
+    "adjoint": lambda p: p.linear_recurrence(Operators, 1, adjoint=True, without="s0"),
 }
 each_type = pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
 each_primitive = pytest.mark.parametrize("primitive", PRIMITIVES.values(), ids=PRIMITIVES.keys())

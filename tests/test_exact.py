@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from primitives import Operators
 from tolerance import Named, assert_exact
 from torch import Tensor
 
 import fused_bptt
-from fused_bptt import _ops
 
 T = 10_000
 RELU = 2
@@ -41,7 +41,7 @@ def linear(
     v: Tensor, matrix: Tensor, s0: Tensor | None, dtype: torch.dtype, adjoint: bool = False
 ) -> Named:
     """The linear recurrence of one group with d = 1."""
-    s, last = _ops.linear_recurrence(
+    s, last = Operators.linear_recurrence(
         torch.ones_like(v[:, :, None], dtype=dtype),
         v[:, :, None].to(dtype),
         matrix[None].to(dtype),
@@ -60,7 +60,7 @@ def test_relu_with_a_permutation(H: int, dtype: torch.dtype) -> None:
     order, B = permutation(H, seed=H), 3
     u = integers(T, B, H, low=0, high=3, seed=1)
     h0 = integers(B, H, low=0, high=9, seed=2)
-    h, last = _ops.recurrence(
+    h, last = Operators.recurrence(
         u[:, :, None].to(dtype), matrix_of(order)[None].to(dtype), h0[None].to(dtype), None, 0, RELU
     )
     expected = permuted_sums(u, order, h0[:, order]).to(dtype)

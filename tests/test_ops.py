@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import FLOAT_TYPES
-from primitives import Problem, problems
+from primitives import Operators, Problem, problems
 from tolerance import Named, assert_close, assert_exact, assert_no_worse
 from torch import Tensor
 
@@ -24,9 +24,9 @@ GIVEN, TANH, RELU = 0, 1, 2
 def assert_equals_reference(p: Problem, solve: Callable[[Problem, Any], Named]) -> None:
     truth = solve(p.to(torch.float64), reference)
     if p.dtype == torch.float64:
-        assert_close(solve(p, _ops), truth)
+        assert_close(solve(p, Operators), truth)
     else:
-        assert_no_worse(solve(p, _ops), solve(p, reference), truth)
+        assert_no_worse(solve(p, Operators), solve(p, reference), truth)
 
 
 @pytest.mark.isa
@@ -59,9 +59,9 @@ def test_every_tile_meets_every_end_of_a_row(B: int, dtype: torch.dtype) -> None
 
 
 def solve_all(p: Problem) -> Named:
-    found = p.recurrence(_ops, TANH)
+    found = p.recurrence(Operators, TANH)
     for adjoint in (False, True):
-        solved = p.linear_recurrence(_ops, TANH, adjoint)
+        solved = p.linear_recurrence(Operators, TANH, adjoint)
         found |= {f"{name} adjoint={adjoint}": value for name, value in solved.items()}
     return found
 
@@ -82,6 +82,35 @@ def test_layouts_do_not_change_the_bits(problem: Problem) -> None:
     assert all(value.is_contiguous() for value in found.values())
 
 
+def test_one_group_may_be_left_out() -> None:
+    """[T, B, H] with weight [H, H] is [T, B, 1, H] with weight [1, H, H]; packed alike."""
+    for p in (Problem(T=5, B=3, G=1, H=9), Problem(5, 3, 1, 9, 1, (5, 4, 2))):
+        expected = solve_all(p)
+        p.v, p.factor, p.weight = p.v.squeeze(-2), p.factor.squeeze(-2), p.weight[0]
+        found = solve_all(p)
+        assert_exact({k: found[k].reshape(v.shape) for k, v in expected.items()}, expected)
+
+
+@pytest.mark.parametrize("dims", [(1, 0, 2, 3), (2, 0, 1, 3)])
+def test_in_place_of_a_transposed_u(dims: tuple[int, ...]) -> None:
+    p = Problem(T=5, B=3, G=2, H=9)
+    expected = p.recurrence(Operators, TANH)
+    u = p.v.permute(dims).contiguous().permute(torch.argsort(torch.tensor(dims)).tolist())
+    assert not u.is_contiguous()
+    last = _ops.recurrence_(u, p.weight, p.s0, None, 0, TANH)
+    assert_exact({"h": u.contiguous(), "last": last}, expected)
+
+
+@pytest.mark.parametrize(
+    "u",
+    [torch.zeros(1, 3, 2, 5).expand(4, 3, 2, 5), torch.zeros(4, 3, 5, 2).mT],
+    ids=["expanded", "last-dimension"],
+)
+def test_in_place_of_what_cannot_be_written(u: Tensor) -> None:
+    with pytest.raises(RuntimeError, match=r"\bu: expected memory of its own.*got stride"):
+        _ops.recurrence_(u, dense(2, 5, 5), dense(2, 3, 5), None, 0, TANH)
+
+
 def test_expanded_operands() -> None:
     p = Problem(T=5, B=3, G=2, H=9)
     p.v, p.factor = p.v[:1].expand(5, 3, 2, 9), p.factor[:, :, :, :1].expand(5, 3, 2, 9)
@@ -98,7 +127,7 @@ def test_expanded_operands() -> None:
 def test_nothing_to_do(T: int, B: int, G: int, H: int) -> None:
     """What is carried comes out as it went in."""
     u, weight, h0 = torch.ones(T, B, G, H), torch.ones(G, H, H), torch.ones(G, B, H)
-    h, last = _ops.recurrence(u, weight, h0, None, 0, TANH)
+    h, last = Operators.recurrence(u, weight, h0, None, 0, TANH)
     assert_exact({"h": h}, {"h": u})
     if T == 0:
         assert_exact({"last": last}, {"last": h0})
@@ -119,7 +148,7 @@ TEST_UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 def test_opcheck(problem: Problem) -> None:
     p = problem
     torch.library.opcheck(
-        torch.ops.fused_bptt.recurrence.default,
+        torch.ops.fused_bptt.recurrence_.default,
         (p.v, p.weight, p.s0, p.batch_sizes, p.reverse_groups, TANH),
         test_utils=TEST_UTILS,
     )
@@ -136,8 +165,8 @@ def test_opcheck_of_transposed_operands() -> None:
     p = Problem(T=4, B=3, G=2, H=5)
     v, factor = laid_out_otherwise(p.v), laid_out_otherwise(p.factor)
     torch.library.opcheck(
-        torch.ops.fused_bptt.recurrence.default,
-        (v, p.weight, p.s0, None, 1, TANH),
+        torch.ops.fused_bptt.recurrence_.default,
+        (p.v.transpose(0, 1), p.weight, p.s0.new_zeros(2, 4, 5), None, 1, TANH),
         test_utils=TEST_UTILS,
     )
     torch.library.opcheck(
@@ -153,6 +182,8 @@ def dense(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "u-dimensions": ("u", {"u": dense(4, 3, 5)}),
+    "u-dimensions-one-group": ("u", {"weight": dense(5, 5)}),
+    "weight-dimensions": ("weight", {"weight": dense(5)}),
     "u-type": ("u", {"u": dense(4, 3, 2, 5, dtype=torch.int64)}),
     "weight-groups": ("weight", {"weight": dense(1, 5, 5)}),
     "weight-square": ("weight", {"weight": dense(2, 5, 4)}),
@@ -189,9 +220,9 @@ def test_wrong_operands_are_named(name: str) -> None:
         "reverse_groups": 1,
         "nonlinearity": TANH,
     }
-    _ops.recurrence(**right)
+    _ops.recurrence_(**right)
     with pytest.raises(RuntimeError, match=rf"\b{culprit}: expected .*got"):
-        _ops.recurrence(**(right | wrong))
+        _ops.recurrence_(**(right | wrong))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from primitives import Operators
 from tolerance import TANH_ULPS
 from torch import Tensor
-
-from fused_bptt import _ops
 
 TANH = 1
 
@@ -22,7 +21,7 @@ def fused_tanh(z: Tensor) -> Tensor:
     padded = torch.cat([z, z.new_zeros(-len(z) % H)])
     u = padded.view(1, -1, 1, H)
     zero = z.new_zeros(1, u.shape[1], H)
-    h, _ = _ops.recurrence(u, z.new_zeros(1, H, H), zero, None, 0, TANH)
+    h, _ = Operators.recurrence(u, z.new_zeros(1, H, H), zero, None, 0, TANH)
     return h.flatten()[: len(z)]
 
 
@@ -51,6 +50,11 @@ def where_it_bends(dtype: torch.dtype, count: int) -> Tensor:
     return torch.cat([values, near, *around, *(-seam for seam in around)])
 
 
+def flushed(z: Tensor) -> Tensor:
+    """Without the subnormal numbers, which the walks take for zero (docs/design.md, numerics)."""
+    return torch.where(z.abs() < torch.finfo(z.dtype).tiny, 0 * z, z)
+
+
 def ulps_off(found: Tensor, exact: np.ndarray, dtype: torch.dtype) -> float:
     """Largest distance from `exact` (of a wider type), in units of its last place in `dtype`."""
     kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
@@ -62,7 +66,7 @@ def ulps_off(found: Tensor, exact: np.ndarray, dtype: torch.dtype) -> float:
 @pytest.mark.isa
 def test_float32() -> None:
     z = torch.cat([every_exponent(torch.float32, 1 << 19), where_it_bends(torch.float32, 1 << 19)])
-    exact = torch.tanh(z.double()).numpy()
+    exact = torch.tanh(flushed(z).double()).numpy()
     assert ulps_off(fused_tanh(z), exact, torch.float32) <= TANH_ULPS[torch.float32]
 
 
@@ -72,7 +76,7 @@ def test_float64() -> None:
     found = fused_tanh(z)
     worst = mpmath.mpf(0)
     with mpmath.workdps(40):
-        for argument, value in zip(z.tolist(), found.tolist(), strict=True):
+        for argument, value in zip(flushed(z).tolist(), found.tolist(), strict=True):
             exact = mpmath.tanh(mpmath.mpf(argument))
             unit = math.ulp(max(abs(float(exact)), 2.0**-1022))
             worst = max(worst, abs(mpmath.mpf(value) - exact) / unit)
@@ -87,7 +91,7 @@ def test_values_without_digits(dtype: torch.dtype) -> None:
         [torch.inf, -torch.inf, torch.nan, 0.0, tiny, -tiny, tiny / 8, 1e30, -1e30], dtype=dtype
     )
     expected = torch.tensor(
-        [1, -1, torch.nan, 0.0, tiny, -tiny, tiny / 8, 1, -1], dtype=torch.float64
+        [1, -1, torch.nan, 0.0, tiny, -tiny, 0.0, 1, -1], dtype=torch.float64
     ).to(dtype)
     assert torch.equal(fused_tanh(z).nan_to_num(7), expected.nan_to_num(7))
 

@@ -16,7 +16,8 @@ struct FreeAligned {
 using Buffer = std::unique_ptr<std::byte[], FreeAligned>;
 
 Buffer allocate(int64_t bytes) {
-  return Buffer(new (std::align_val_t{64}) std::byte[static_cast<size_t>(std::max<int64_t>(bytes, 1))]);
+  return Buffer(new (std::align_val_t{64})
+                    std::byte[static_cast<size_t>(std::max<int64_t>(bytes, 1))]);
 }
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -35,8 +36,8 @@ void work(int64_t begin, int64_t end, void* context) {
   if (rank < 0) return;
   const int32_t size = call.gate.size();
   const Type type = call.problem.type;
-  const Schedule schedule = make_schedule(call.problem, machine_of(call.kernels, type),
-                                          compute_bytes(type), size);
+  const Schedule schedule =
+      make_schedule(call.problem, machine_of(call.kernels, type), compute_bytes(type), size);
   const FlushDenormals flush;
   call.kernels.walk(call.problem, schedule, call.space, rank, size);
 }
@@ -99,8 +100,7 @@ void run(const Kernels& kernels, const Problem& p, int32_t available, ParallelFo
   run_with(kernels, p, threads, parallel_for);
 }
 
-void run_with(const Kernels& kernels, const Problem& p, int32_t threads,
-              ParallelFor parallel_for) {
+void run_with(const Kernels& kernels, const Problem& p, int32_t threads, ParallelFor parallel_for) {
   if (p.B == 0 || p.G == 0 || p.H == 0) return;
   const int64_t bytes = compute_bytes(p.type);
   const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
@@ -112,8 +112,11 @@ void run_with(const Kernels& kernels, const Problem& p, int32_t threads,
   const Buffer weights = allocate(p.G * p.H * columns * bytes);
   const Buffer carry = allocate(p.G * 2 * p.B * carry_stride * bytes);
   const std::unique_ptr<Barrier[]> barriers(new Barrier[static_cast<size_t>(threads) + 1]);
-  Call call{kernels, p, {weights.get(), carry.get(), carry_stride, &barriers[0], &barriers[1]},
-            {}, threads};
+  Call call{kernels,
+            p,
+            {weights.get(), carry.get(), carry_stride, &barriers[0], &barriers[1]},
+            {},
+            threads};
   if (threads == 1) {
     work(0, 1, &call);
   } else {

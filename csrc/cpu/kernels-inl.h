@@ -71,8 +71,8 @@ constexpr ProductTable<C> kProducts = make_products<C>();
 
 // ------------------------------------------------------------------------------------- panels
 
-// `vectors` columns are cut into equal panels of at most `widest`: a narrow one left over would keep
-// the multiply-add units waiting for its loads.
+// `vectors` columns are cut into equal panels of at most `widest`: a narrow one left over would
+// keep the multiply-add units waiting for its loads.
 inline int64_t panel_count(int64_t vectors, int widest) { return (vectors + widest - 1) / widest; }
 
 // Copies columns [column, column + width) of the step's matrix into a panel [H][padded width]:
@@ -150,15 +150,13 @@ void epilogue(const Tile<S, C>& tile) {
     S* out = tile.out + i * tile.out_row;
     int j = 0;
     for (; j + L <= tile.columns; j += L) {
-      const Vec<C> x =
-          step_value<S, C, primitive, phi>(tile, i, j, L, load_aligned(carry + j));
+      const Vec<C> x = step_value<S, C, primitive, phi>(tile, i, j, L, load_aligned(carry + j));
       store_aligned(carry + j, x);
       store<S, C>(out + j, L, x);
     }
     if (j < tile.columns) {
       const int n = tile.columns - j;
-      const Vec<C> x =
-          step_value<S, C, primitive, phi>(tile, i, j, n, load_aligned(carry + j));
+      const Vec<C> x = step_value<S, C, primitive, phi>(tile, i, j, n, load_aligned(carry + j));
       store_aligned(carry + j, x);
       store<S, C>(out + j, n, x);
     }
@@ -276,9 +274,8 @@ class Walk {
     if (!p_.adjoint) return store_last(buffer(i), from, to);
     // One product more. These rows of the other buffer are free: no step will read them.
     for_each_panel(i, [&](int64_t vector, int width) {
-      for_each_block(width, from, to, [&](int64_t b, int rows) {
-        multiply(i, vector, width, b, rows);
-      });
+      for_each_block(width, from, to,
+                     [&](int64_t b, int rows) { multiply(i, vector, width, b, rows); });
     });
     store_last(buffer(i + 1), from, to);
   }
@@ -306,9 +303,8 @@ class Walk {
       });
     }
     for_each_block(widest_, std::max(first, multiplied), end, [&](int64_t b, int block) {
-      for_each_panel(i, [&](int64_t vector, int width) {
-        epilogue_(tile_at(i, t, vector, width, b, block));
-      });
+      for_each_panel(
+          i, [&](int64_t vector, int width) { epilogue_(tile_at(i, t, vector, width, b, block)); });
     });
   }
 
@@ -330,9 +326,8 @@ class Walk {
     const int64_t lines = rows * ((column_end() - column_begin() + kLine - 1) / kLine);
     // Less than this the hardware fetches ahead well enough by itself.
     if (lines < 256) return {};
-    const int64_t tiles =
-        panel_count(slice_.vector_end - slice_.vector_begin, widest_) *
-        ((rows + kTileRows[widest_] - 1) / kTileRows[widest_]);
+    const int64_t tiles = panel_count(slice_.vector_end - slice_.vector_begin, widest_) *
+                          ((rows + kTileRows[widest_] - 1) / kTileRows[widest_]);
     return {t, slice_.row_begin, column_begin(), end, lines / tiles + 1};
   }
 

@@ -7,12 +7,12 @@ namespace {
 
 // The cost model, in cycles of one core. Measured on Sapphire/Granite Rapids and Cascade Lake
 // servers; what matters is only which of two schedules is the quicker one.
-constexpr double kFmaPerCycle = 2;          // vector multiply-adds
-constexpr double kElementwiseVector = 25;   // epilogue of one vector: loads, tanh, stores
+constexpr double kFmaPerCycle = 2;         // vector multiply-adds
+constexpr double kElementwiseVector = 25;  // epilogue of one vector: loads, tanh, stores
 constexpr double kLoadShare = 0.12;        // of a load, in multiply-add cycles
-constexpr double kTile = 30;                // fixed cost of a tile: call, prologue, stores
-constexpr double kBarrier = 700;            // one barrier among threads, 0.25 us
-constexpr double kRegion = 8000;            // opening a parallel region, 3 us
+constexpr double kTile = 30;               // fixed cost of a tile: call, prologue, stores
+constexpr double kBarrier = 700;           // one barrier among threads, 0.25 us
+constexpr double kRegion = 8000;           // opening a parallel region, 3 us
 constexpr double kL2BytesPerCycle = 48;
 constexpr double kL3BytesPerCycle = 9;
 constexpr double kL2Bytes = 1.25 * 1024 * 1024;  // of W: the rest of the cache is for rows
@@ -71,8 +71,8 @@ Choice choose(const Problem& p, const Machine& m, int64_t bytes, int32_t threads
   for (int32_t columns = 1; columns <= std::min<int64_t>(threads, vectors); ++columns) {
     const int32_t teams = threads / columns;
     // Cut rows no finer than there are teams for: one group's parts, or what the groups leave.
-    const int64_t parts =
-        std::clamp<int64_t>(divide_up(teams, std::max<int64_t>(p.G, 1)), 1, std::max<int64_t>(p.B, 1));
+    const int64_t parts = std::clamp<int64_t>(divide_up(teams, std::max<int64_t>(p.G, 1)), 1,
+                                              std::max<int64_t>(p.B, 1));
     Schedule s{};
     s.row_parts = static_cast<int32_t>(parts);
     s.column_parts = columns;

@@ -10,8 +10,8 @@ namespace fused_bptt {
 
 // What the schedule knows of an instruction set.
 struct Machine {
-  int64_t lanes;       // elements of the compute type in one vector
-  int64_t rows[9];     // rows[n]: most rows of a register tile n vectors wide
+  int64_t lanes;    // elements of the compute type in one vector
+  int64_t rows[9];  // rows[n]: most rows of a register tile n vectors wide
 };
 
 struct Schedule {

@@ -4,14 +4,13 @@
 // 16 registers: sums, weights, broadcast.
 constexpr int kTileRows[9] = {0, 12, 6, 4, 3, 2, 2, 1, 1};
 
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm256_fmadd_pd(a, b, c);
 }
 
-alignas(32) constexpr int32_t kMask32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(32) constexpr int32_t kMask32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                             0,  0,  0,  0,  0,  0,  0,  0};
 alignas(32) constexpr int64_t kMask64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
 
 inline __m256i first32(int n) {

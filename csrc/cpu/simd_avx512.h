@@ -4,9 +4,7 @@
 // kTileRows[n]: rows of the register tile n vectors wide. 32 registers: sums, weights, broadcast.
 constexpr int kTileRows[9] = {0, 14, 14, 9, 6, 5, 4, 3, 3};
 
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm512_fmadd_pd(a, b, c);
 }

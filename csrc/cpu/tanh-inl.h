@@ -35,17 +35,14 @@ struct TanhConstants<double> {
   static constexpr double shifter = 0x1.8p52;
   static constexpr double saturated = 20.0;  // tanh rounds to 1 from 19.1
   static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double p[] = {-0.33333333333332854,   0.1333333333326209,
-                                 -0.0539682539312671,    0.02186948757608539,
-                                 -0.008863221002542105,  0.0035919891732742065,
-                                 -0.0014549588758667367, 0.0005863165350317242,
-                                 -0.00022856420291172584, 7.714435947232364e-05,
-                                 -1.607256695448728e-05};
-  static constexpr double q[] = {0.5000000000000011,     0.16666666666666413,
-                                 0.04166666666653022,    0.008333333333494449,
-                                 0.0013888888943612335,  0.0001984126950653971,
-                                 2.4801493118372587e-05, 2.7557586464411234e-06,
-                                 2.7630241259625256e-07, 2.500001743494651e-08};
+  static constexpr double p[] = {
+      -0.33333333333332854,    0.1333333333326209,    -0.0539682539312671,    0.02186948757608539,
+      -0.008863221002542105,   0.0035919891732742065, -0.0014549588758667367, 0.0005863165350317242,
+      -0.00022856420291172584, 7.714435947232364e-05, -1.607256695448728e-05};
+  static constexpr double q[] = {
+      0.5000000000000011,     0.16666666666666413,   0.04166666666653022,    0.008333333333494449,
+      0.0013888888943612335,  0.0001984126950653971, 2.4801493118372587e-05, 2.7557586464411234e-06,
+      2.7630241259625256e-07, 2.500001743494651e-08};
 };
 
 template <class C, int N>
@@ -72,14 +69,14 @@ inline Vec<C> tanh(Vec<C> x) {
   const Vec<C> bounded = a > K::saturated ? broadcast(K::saturated) : a;
   const Vec<C> y = bounded + bounded;
   // Adding the shifter leaves no bit for a fraction: the sum's low bits are the nearest integer.
-  const Vec<C> shifted = fma(y, broadcast(static_cast<C>(1.4426950408889634)),
-                             broadcast(K::shifter));
+  const Vec<C> shifted =
+      fma(y, broadcast(static_cast<C>(1.4426950408889634)), broadcast(K::shifter));
   const Vec<C> n = shifted - K::shifter;
   Vec<C> r = fma(n, broadcast(-K::ln2_high), y);
   r = fma(n, broadcast(-K::ln2_low), r);
   const Vec<C> exp_r = fma(r * r, polynomial(K::q, r), r) + static_cast<C>(1);
-  const Vec<C> power = reinterpret_cast<Vec<C>>(
-      (reinterpret_cast<Bits>(shifted) << K::fraction_bits) + K::one_bits);
+  const Vec<C> power =
+      reinterpret_cast<Vec<C>>((reinterpret_cast<Bits>(shifted) << K::fraction_bits) + K::one_bits);
   const Vec<C> far = static_cast<C>(1) - static_cast<C>(2) / fma(exp_r, power, broadcast(C{1}));
   const Vec<C> far_signed = reinterpret_cast<Vec<C>>(reinterpret_cast<Bits>(far) | sign);
 

@@ -40,7 +40,9 @@ inline void spin_while(const Condition& condition) {
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | flush_to_zero | denormals_are_zero); }
+  FlushDenormals() : saved_(_mm_getcsr()) {
+    _mm_setcsr(saved_ | flush_to_zero | denormals_are_zero);
+  }
   ~FlushDenormals() { _mm_setcsr(saved_); }
 
  private:
@@ -94,8 +96,8 @@ class Gate {
     shares_.fetch_add(share, std::memory_order_acq_rel);
     if (before == 0) {
       // ~50 us: a thread of the pool wakes in a few microseconds when a core is free.
-      for (int turn = 0;
-           turn < 1024 && shares_.load(std::memory_order_acquire) != expected; ++turn) {
+      for (int turn = 0; turn < 1024 && shares_.load(std::memory_order_acquire) != expected;
+           ++turn) {
         spin_pause();
       }
       const uint32_t in = entered_.fetch_or(closed, std::memory_order_acq_rel);

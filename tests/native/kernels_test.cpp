@@ -58,8 +58,8 @@ void reference(const Problem& p, double* out, double* last) {
           sum[n] = 0;
           for (int64_t k = 0; k < p.H; ++k) {
             const int64_t row = p.adjoint ? k : n, column = p.adjoint ? n : k;
-            sum[n] += state[k] * weight[g * p.weight.group + row * p.weight.row +
-                                        column * p.weight.column];
+            sum[n] += state[k] *
+                      weight[g * p.weight.group + row * p.weight.row + column * p.weight.column];
           }
         }
       };
@@ -171,10 +171,17 @@ void check(const Kernels& kernels, const Case& c, Type type, double tolerance) {
 int main() {
   // Sizes on both sides of every tile: rows 1, 3, 6, 9, 14; vectors of 4, 8 and 16.
   const std::vector<Case> cases = {
-      {0, 3, 1, 5, 0, {}},    {1, 1, 1, 1, 0, {}},        {3, 2, 2, 7, 1, {}},
-      {4, 15, 1, 17, 0, {}},  {3, 4, 3, 33, 2, {}},       {2, 29, 1, 65, 1, {}},
-      {3, 1, 1, 131, 0, {}},  {2, 10, 2, 48, 1, {}},      {4, 5, 2, 19, 1, {5, 3, 3, 1}},
-      {3, 16, 1, 40, 1, {16, 16, 7}}, {5, 2, 3, 9, 2, {2, 2, 2, 1, 1}},
+      {0, 3, 1, 5, 0, {}},
+      {1, 1, 1, 1, 0, {}},
+      {3, 2, 2, 7, 1, {}},
+      {4, 15, 1, 17, 0, {}},
+      {3, 4, 3, 33, 2, {}},
+      {2, 29, 1, 65, 1, {}},
+      {3, 1, 1, 131, 0, {}},
+      {2, 10, 2, 48, 1, {}},
+      {4, 5, 2, 19, 1, {5, 3, 3, 1}},
+      {3, 16, 1, 40, 1, {16, 16, 7}},
+      {5, 2, 3, 9, 2, {2, 2, 2, 1, 1}},
   };
   for (const Kernels* kernels : supported_kernels()) {
     for (const Case& c : cases) {
