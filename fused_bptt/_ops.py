@@ -17,7 +17,7 @@ if not _LIBRARY.exists():
         f"fused_bptt: the compiled library {_LIBRARY.name} is missing beside {__file__}. "
         "Build it with `pip install .` (or `make install` in a clone)."
     )
-torch.ops.load_library(_LIBRARY)
+torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 
 _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default

@@ -60,7 +60,7 @@ class Steps:
                 else:
                     y_way, x_way = self._later(y_way), self._earlier(x_way)
                 if b - a > 1:
-                    x_way = x_way.unflatten(1, (b - a, size)).transpose(0, 1)
+                    x_way = x_way.view(-1, b - a, size).transpose(0, 1)
                 total = _products(y_way, x_way, total, b - a)
             sums.extend([total] if b - a == 1 else total.unbind())
         return sums
@@ -144,5 +144,5 @@ def _products(y: Tensor, x: Tensor, total: Tensor | None, groups: int) -> Tensor
     """
     if groups == 1:
         return torch.mm(y.t(), x) if total is None else torch.addmm(total, y.t(), x)
-    y = y.unflatten(1, (groups, -1)).permute(1, 2, 0)
+    y = y.view(y.size(0), groups, -1).permute(1, 2, 0)
     return torch.bmm(y, x) if total is None else torch.baddbmm(total, y, x)
