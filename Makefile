@@ -2,6 +2,7 @@
 #   make install   the package, editable, with what the tests and the demo need
 #   make demo      nn.RNN and fused_bptt.RNN side by side on real data
 #   make test      the tests
+#   make bench     against nn.RNN, oneDNN and JAX, to benchmarks/results/
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -28,9 +29,12 @@ format: $(VENV)/.linters
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: install
-	$(BIN)/python -m pip install --quiet '.[bench]' --no-build-isolation --no-deps
-	$(BIN)/python -m pytest benchmarks
+bench: $(VENV)/.rivals
+	$(BIN)/python -m benchmarks.measure --threads 1 2
+
+$(VENV)/.rivals: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
+	touch $@
 
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
