@@ -21,14 +21,30 @@ namespace fused_bptt {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A tensor in a message is its shape.
+struct Words {
+  std::ostringstream text;
+  template <class T>
+  Words& operator<<(const T& word) {
+    text << word;
+    return *this;
+  }
+  Words& operator<<(const Tensor& tensor) {
+    text << "[";
+    for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+    text << "]";
+    return *this;
+  }
+};
+
 // Throws what it is given, in a row, as a message; Torch's own macro would put this file's path
 // before it.
-template <class... Words>
-inline void check(bool holds, const Words&... words) {
+template <class... T>
+inline void check(bool holds, const T&... words) {
   if (holds) return;
-  std::ostringstream message;
+  Words message;
   (message << ... << words);
-  throw std::runtime_error(message.str());
+  throw std::runtime_error(message.text.str());
 }
 
 // A problem together with the tensors and tables that its pointers lead into.
@@ -40,23 +56,16 @@ struct Bridged {
   std::vector<int64_t> first_rows;
 };
 
-inline std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  }
-  return text + "]";
-}
-
 inline void check_shape(const char* name, const Tensor& tensor,
                         const std::vector<int64_t>& expected, const char* letters) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  std::string text = "[";
-  for (size_t i = 0; i < expected.size(); ++i) {
-    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
-    text += (i ? ", " : "") + std::to_string(expected[i]);
+  for (size_t i = 0; same && i < expected.size(); ++i) {
+    same = tensor.size(static_cast<int64_t>(i)) == expected[i];
   }
-  check(same, name, ": expected shape ", letters, " = ", text, "], got ", shape_of(tensor));
+  if (same) return;
+  std::string text;
+  for (const int64_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  check(false, name, ": expected shape ", letters, " = [", text, "], got ", tensor);
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const char* model_name,
@@ -88,7 +97,7 @@ inline Type type_of(const char* name, const Tensor& tensor) {
 // The strides of a [T, B, G, H] or, packed, [N, G, H] tensor; without G if it is not grouped.
 inline Sequence sequence_of(const Tensor& tensor, bool packed, bool grouped) {
   Sequence s{};
-  s.data = const_cast<void*>(tensor.const_data_ptr());
+  s.data = const_cast<void*>(tensor.const_data_ptr());  // written only where the caller says so
   const int64_t base = packed ? 0 : 1;
   s.step = packed ? 0 : tensor.stride(0);
   s.row = tensor.stride(base);
@@ -141,13 +150,13 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   const Tensor& model = factor ? *factor : *drive;
   const char* model_name = factor ? "factor" : drive_name;
   check(weight.dim() == 2 || weight.dim() == 3,
-        "weight: expected shape [G, H, H], or [H, H] for one group, got ", shape_of(weight));
+        "weight: expected shape [G, H, H], or [H, H] for one group, got ", weight);
   const bool grouped = weight.dim() == 3;
   const char* letters =
       packed ? (grouped ? "[N, G, H]" : "[N, H]") : (grouped ? "[T, B, G, H]" : "[T, B, H]");
   check(model.dim() == (packed ? 2 : 3) + (grouped ? 1 : 0), model_name, ": expected shape ",
-        letters, packed ? " with" : " without", " batch_sizes and with weight ", shape_of(weight),
-        ", got ", shape_of(model));
+        letters, packed ? " with" : " without", " batch_sizes and with weight ", weight, ", got ",
+        model);
   p.primitive = primitive;
   p.adjoint = adjoint;
   p.type = type_of(model_name, model);
@@ -165,8 +174,8 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   if (packed) {
     const Tensor& sizes = *batch_sizes;
     check(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
-          "batch_sizes: expected an int64 vector [T] on the CPU, got shape ", shape_of(sizes),
-          " and dtype ", toString(sizes.scalar_type()));
+          "batch_sizes: expected an int64 vector [T] on the CPU, got shape ", sizes, " and dtype ",
+          toString(sizes.scalar_type()));
     bridged.kept.push_back(torch::stable::contiguous(sizes));
     const int64_t* values = static_cast<const int64_t*>(bridged.kept.back().const_data_ptr());
     p.T = sizes.size(0);
@@ -177,6 +186,8 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
             "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ",
             t);
       bridged.first_rows.push_back(rows);
+      check(values[t] <= model.size(0) - rows, "batch_sizes: expected a sum of N = ", model.size(0),
+            ", got more by step ", t);
       rows += values[t];
     }
     check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0), ", got ",
@@ -213,7 +224,10 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
           "stride ",
           model.stride(i), " in dimension ", i);
   }
-  if (in_place) p.drive = sequence_of(*drive, packed, grouped);
+  if (in_place) {
+    p.drive = sequence_of(*drive, packed, grouped);
+    p.drive.data = drive->mutable_data_ptr();  // before it is written, a lazy copy becomes real
+  }
   if (drive && !in_place) p.drive = sequence_of(with_unit_stride(bridged, *drive), packed, grouped);
   if (factor) p.factor = sequence_of(with_unit_stride(bridged, *factor), packed, grouped);
   p.weight = {weight.const_data_ptr(), grouped ? weight.stride(0) : 0,

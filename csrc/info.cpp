@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 

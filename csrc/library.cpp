@@ -5,7 +5,8 @@
 STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // h_t = phi(u_t + W h_{t-1}) for every group, in the place of u; gives each row's last h [G, B,
   // H]. u [T, B, G, H], or packed rows [N, G, H] with batch_sizes [T]; weight [G, H, H]; h0 [G, B,
-  // H]. The last reverse_groups groups walk time backwards. nonlinearity: 1 tanh, 2 relu.
+  // H]. The last reverse_groups groups walk time backwards. With one group,
+  // sequences and weight may leave out G. nonlinearity: 1 tanh, 2 relu.
   m.def(
       "recurrence_(Tensor(a!) u, Tensor weight, Tensor h0, Tensor? batch_sizes, "
       "int reverse_groups, int nonlinearity) -> Tensor");
@@ -16,7 +17,6 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint) -> "
       "(Tensor, Tensor)");
-  // With one group, sequences and weight may leave out G.
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");

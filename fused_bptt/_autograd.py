@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ops
@@ -37,7 +36,11 @@ def layer(
         parameters: of each direction: weight_ih, weight_hh[, bias_ih, bias_hh].
 
     Returns:
-        h [T, B, D * H] or [N, D * H], and the last h of each direction [D, B, H].
+        h [T, B, D * H] or [N, D * H], which is saved for backward; and the last h of each
+        direction [D, B, H]. All tensors are of one dtype and device.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is not as above.
     """
     if torch.is_grad_enabled():
         return _apply(Layer, x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return]
@@ -62,10 +65,7 @@ def linear_recurrence(
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply``, at half its cost for an eager call.
-
-    ``Function.apply`` binds default arguments through ``inspect.signature``; ours have none.
-    """
+    """``function.apply``, without binding default arguments in an eager call: ours have none."""
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
@@ -89,7 +89,13 @@ class Layer(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weight_ih, weight_hh, bias = _stack(parameters, directions)
-        h = F.linear(x, weight_ih, bias)  # u, until the recurrence overwrites it
+        # u, until the recurrence overwrites it. Not the view that F.linear would give: autograd
+        # refuses every change in place of a view that a node returns.
+        h = x.new_empty(*x.shape[:-1], weight_ih.size(0))
+        if bias is None:
+            torch.mm(_rows(x), weight_ih.t(), out=_rows(h))
+        else:
+            torch.addmm(bias, _rows(x), weight_ih.t(), out=_rows(h))
         u = _split(h, directions)
         return h, _ops.recurrence_(u, weight_hh, h0, batch_sizes, directions - 1, phi)
 
@@ -118,17 +124,15 @@ class Layer(torch.autograd.Function):
             ctx.phi,
             True,
         )
-        rows = q.view(x.numel() // x.size(-1), weight_ih.size(0))
+        rows, x_rows = _rows(q.flatten(-2) if directions > 1 else q), _rows(x)
 
         step = len(parameters) // directions
         grads: list[Tensor | None] = [None] * len(parameters)
         if any(need[0::step]):  # Σ_t q_t x_tᵀ
-            grads[0::step] = _parts(
-                torch.mm(rows.t(), x.view(rows.size(0), x.size(-1))), directions
-            )
+            grads[0::step] = _parts(torch.mm(rows.t(), x_rows), directions)
         if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
             steps = Steps(x, batch_sizes, directions, directions - 1)
-            grads[1::step] = steps.sums_of_products(rows, output.view(*rows.shape), h0)
+            grads[1::step] = steps.sums_of_products(rows, _rows(output), h0)
         if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, the same for both biases
             grads[2::step] = grads[3::step] = _parts(rows.sum(0), directions)
         return (
@@ -229,6 +233,14 @@ def _parts(x: Tensor, directions: int) -> Sequence[Tensor]:
     return (x,) if directions == 1 else x.chunk(directions)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """[..., N] as [rows, N], also where there are none."""
+    return x.reshape(x.shape[:-1].numel(), x.size(-1))
+
+
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:
     """Each row of x [..., G, H] times its group's matrix [G, H, H]; G may be left out."""
-    return x @ weight if weight.dim() == 2 else (x.unsqueeze(-2) @ weight).squeeze(-2)
+    if weight.dim() == 2:
+        return x @ weight
+    rows = x.reshape(-1, *weight.shape[:2]).transpose(0, 1)
+    return torch.bmm(rows, weight).transpose(0, 1).reshape(x.shape)

@@ -38,7 +38,7 @@ def recurrence_(
 
     Args:
         u: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``; becomes h. Its last
-            dimension is contiguous.
+            dimension is contiguous, and no other argument lies in its memory.
         weight: [G, H, H], ``weight_hh`` of each group; or [H, H] for one group, and then u is
             [T, B, H] or [N, H].
         h0: [G, B, H].
@@ -101,6 +101,7 @@ def _(
     reverse_groups: int,
     nonlinearity: int,
 ) -> Tensor:
+    _check_devices(u, weight, h0)
     return h0.new_empty(h0.shape)
 
 
@@ -115,6 +116,7 @@ def _(
     derivative: int,
     adjoint: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(factor, v, weight, s0)
     if s0 is not None:
         batch = s0.size(1)
     elif batch_sizes is None:
@@ -123,6 +125,14 @@ def _(
         batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
     groups = weight.size(0) if weight.dim() == 3 else 1
     return factor.new_empty(factor.shape), factor.new_empty(groups, batch, factor.size(-1))
+
+
+def _check_devices(*tensors: Tensor | None) -> None:
+    """Of a mixture of devices one kernel is chosen, which cannot tell; a fake one least of all."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise RuntimeError(f"operands: expected to be on one device, got {names}")
 
 
 def compiled_isas() -> list[str]:

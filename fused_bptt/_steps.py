@@ -60,17 +60,17 @@ class Steps:
                 else:
                     y_way, x_way = self._later(y_way), self._earlier(x_way)
                 if b - a > 1:
-                    x_way = x_way.view(-1, b - a, size).transpose(0, 1)
+                    x_way = x_way.view(x_way.size(0), b - a, size).transpose(0, 1)
                 total = _products(y_way, x_way, total, b - a)
             sums.extend([total] if b - a == 1 else total.unbind())
         return sums
 
     def previous(self, x: Tensor, x0: Tensor | None) -> Tensor:
-        """x_{t-1} in the order of each walk, with x_0 [G, B, H] (or zero) before its first step."""
+        """x_{t-1} in the order of each walk, from x_0 [G, B, H] or zero; of x's shape and dtype."""
         return self._shifted(x, x0, to_later=True)
 
     def following(self, r: Tensor, r_last: Tensor | None) -> Tensor:
-        """r_{t+1} in the order of each walk, with r_T [G, B, H] (or zero) after its last step."""
+        """r_{t+1} in the order of each walk, to r_T [G, B, H] or zero; of r's shape and dtype."""
         return self._shifted(r, r_last, to_later=False)
 
     def _shifted(self, x: Tensor, end: Tensor | None, to_later: bool) -> Tensor:
@@ -116,7 +116,7 @@ class Steps:
 
 
 def earlier_rows(batch_sizes: Tensor) -> Tensor:
-    """Packed data: for each row from the second step on, the row one step before; on the CPU."""
+    """Packed data: the row one step before each from the second on, int64 [N - B], on the CPU."""
     if batch_sizes.numel() == 0:
         return batch_sizes
     first = int(batch_sizes[0])
@@ -125,7 +125,7 @@ def earlier_rows(batch_sizes: Tensor) -> Tensor:
 
 
 def last_rows(batch_sizes: Tensor) -> Tensor:
-    """Packed data: the row of each sequence's last step, [B], on the CPU."""
+    """Packed data: the row of each sequence's last step, int64 [B], on the CPU."""
     following = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])
     first_row = batch_sizes.cumsum(0) - batch_sizes
     # Sequences end in the order of their rows, the last of the batch first.
@@ -138,11 +138,12 @@ def _columns(x: Tensor, a: int, b: int) -> Tensor:
 
 
 def _products(y: Tensor, x: Tensor, total: Tensor | None, groups: int) -> Tensor:
-    """yᵀ x, added to ``total`` if there is one: for one group y, x [rows, H]; for more
+    """yᵀ x of each group, added to ``total`` if there is one.
 
-    y [rows, G * H] and x [G, rows, H] give [G, H, H].
+    One group: y and x [rows, H] give [H, H]. More: y [rows, G * H] and x [G, rows, H] give
+    [G, H, H].
     """
     if groups == 1:
         return torch.mm(y.t(), x) if total is None else torch.addmm(total, y.t(), x)
-    y = y.view(y.size(0), groups, -1).permute(1, 2, 0)
+    y = y.view(y.size(0), groups, y.size(1) // groups).permute(1, 2, 0)
     return torch.bmm(y, x) if total is None else torch.baddbmm(total, y, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import Any, TypeVar
 
 from torch import nn
@@ -12,11 +13,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def same_state(module: nn.Module, source: type[nn.Module], target: type[Module]) -> Module:
-    """A ``target`` that shares all the state of ``module``, a ``source``.
+    """A ``target`` with all the state of ``module``, a ``source``.
 
     ``nn.RNN`` and ``fused_bptt.RNN`` keep the same attributes, so the new module takes over the old
-    one's: parameters, buffers, hooks (whose handles stay valid), training mode, whatever the user
-    attached. Parametrizations are properties of a class of the module's own, which is made again.
+    one's. The dictionaries of parameters, buffers and hooks are the same objects (the handles of
+    hooks stay valid, and a parameter assigned to one module is the other's too); training mode and
+    what the user attached are copied. Parametrizations are properties of a class of the module's
+    own, which is made again.
 
     Raises:
         TypeError: ``module`` is not exactly a ``source``; a subclass may compute anything.
@@ -32,6 +35,10 @@ def same_state(module: nn.Module, source: type[nn.Module], target: type[Module])
         )
     twin = cls.__new__(cls)
     twin.__dict__ = module.__dict__.copy()
+    hooks: Any = module._load_state_dict_pre_hooks
+    for hook in hooks.values():
+        if getattr(hook, "with_module", False):  # it knows its module by a weak reference
+            hook.module = weakref.ref(twin)
     return twin  # type: ignore[no-any-return]
 
 

@@ -65,7 +65,8 @@ def rnn(
     """Multi-layer Elman RNN, h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), on a whole sequence.
 
     The same function as :class:`torch.nn.RNN` computes (https://pytorch.org/docs/stable/
-    generated/torch.nn.RNN.html), with D = 2 if ``bidirectional`` else 1.
+    generated/torch.nn.RNN.html), with D = 2 if ``bidirectional`` else 1. All tensors are of one
+    dtype: float64, float32, bfloat16 or float16. T = 0 and B = 0 are accepted.
 
     Args:
         input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.

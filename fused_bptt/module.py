@@ -19,7 +19,8 @@ class RNN(nn.RNNBase):
     h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) (Elman, "Finding structure in time", 1990), with
     the constructor, attributes, parameters (``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``,
     ``bias_hh_l0``, ``..._reverse``), initialisation and ``state_dict`` of ``nn.RNN``. The same seed
-    gives the same weights.
+    gives the same weights. One difference: the output is saved for the backward pass, so a change
+    of it in place before ``backward()`` is refused by autograd.
 
     Args:
         input_size: I, number of input features.
@@ -93,7 +94,7 @@ class RNN(nn.RNNBase):
 
     @classmethod
     def from_torch(cls, module: nn.RNN) -> RNN:
-        """An ``RNN`` that shares ``module``'s parameters, hooks and training mode.
+        """An ``RNN`` with ``module``'s own parameters and hooks, and its training mode.
 
         Raises:
             TypeError: ``module`` is not exactly an ``nn.RNN`` (a subclass may compute anything).
@@ -101,5 +102,5 @@ class RNN(nn.RNNBase):
         return same_state(module, nn.RNN, cls)
 
     def to_torch(self) -> nn.RNN:
-        """A ``torch.nn.RNN`` that shares this module's parameters, hooks and training mode."""
+        """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode."""
         return same_state(self, RNN, nn.RNN)

@@ -210,3 +210,14 @@ def test_gradients_are_not_one_memory(bidirectional: bool) -> None:
         before[name].fill_(7)
         for other, value in module.named_parameters():
             assert torch.equal(value.grad, before[other]), f"{name} and {other}"
+
+
+def test_second_order_does_not_copy_weights_for_each_row() -> None:
+    """Each row is multiplied by its group's matrix; the matrices of all rows would be 64 MiB."""
+    rows, weight = torch.randn(16, 8, 2, 256), torch.randn(2, 256, 256)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        found = _autograd._multiply(rows, weight)
+    expected = torch.einsum("tbgh,ghk->tbgk", rows, weight)
+    assert torch.allclose(found, expected, atol=1e-3)
+    most = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert most <= 4 * rows.nbytes

@@ -302,6 +302,16 @@ def test_a_change_in_place_is_never_silently_wrong(which: int) -> None:
         assert_close({"x": found}, {"x": gradient(nn.RNN)})
 
 
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"bidirectional": True}], ids=str)
+def test_a_result_may_be_changed_in_place(options: dict[str, bool]) -> None:
+    """It is no view, so only a backward pass that needs the old values refuses."""
+    for kind in (fused_bptt.RNN, nn.RNN):
+        output, h_n = kind(3, 4, **options)(torch.randn(5, 2, 3))
+        output.relu_()
+        h_n.mul_(2)
+        assert output.min() >= 0
+
+
 def test_no_grad_and_inference_mode() -> None:
     case = Case("no-grad", num_layers=2)
     module = case.module(fused_bptt.RNN)

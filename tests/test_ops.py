@@ -251,3 +251,21 @@ def test_wrong_operands_of_the_linear_recurrence(culprit: str, wrong: dict[str, 
     _ops.linear_recurrence(**right)
     with pytest.raises(RuntimeError, match=rf"\b{culprit}: expected .*got"):
         _ops.linear_recurrence(**(right | wrong))
+
+
+def test_operands_on_two_devices_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="one device, got cpu, meta"):
+        _ops.recurrence_(dense(4, 3, 5), dense(5, 5).to("meta"), dense(1, 3, 5), None, 0, TANH)
+
+
+def test_a_lazy_copy_is_not_overwritten_through() -> None:
+    u = torch.randn(4, 3, 5)
+    before = u.clone()
+    _ops.recurrence_(torch._lazy_clone(u), dense(5, 5), dense(1, 3, 5), None, 0, TANH)
+    assert torch.equal(u, before)
+
+
+def test_batch_sizes_whose_sum_overflows_are_refused() -> None:
+    sizes = torch.tensor([2**62] * 4)
+    with pytest.raises(RuntimeError, match=r"\bbatch_sizes: expected.*got"):
+        _ops.recurrence_(dense(0, 2, 5), dense(2, 5, 5), dense(2, 3, 5), sizes, 0, TANH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -235,3 +236,15 @@ def test_what_is_saved_after_is_loaded_before() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(plain.parameters(), replaced.parameters(), strict=True)
     )
+
+
+def test_a_hook_that_knows_its_module_is_kept() -> None:
+    """`register_load_state_dict_pre_hook` keeps a weak reference to the module that is replaced."""
+    model = nn.Sequential(nn.RNN(3, 4))
+    called = []
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: called.append(module))
+    state = model.state_dict()
+    fused_bptt.replace_rnn(model)
+    gc.collect()
+    model.load_state_dict(state)
+    assert called == [model[0]]

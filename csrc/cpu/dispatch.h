@@ -24,7 +24,7 @@ const Kernels& active_kernels();
 void run(const Kernels& kernels, const Problem& problem, int32_t available,
          ParallelFor parallel_for);
 
-// The same with exactly so many threads, as far as they come.
+// The same with exactly so many threads, at least one, as far as they come.
 void run_with(const Kernels& kernels, const Problem& problem, int32_t threads,
               ParallelFor parallel_for);
 

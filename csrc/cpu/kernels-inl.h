@@ -75,6 +75,17 @@ constexpr ProductTable<C> kProducts = make_products<C>();
 // keep the multiply-add units waiting for its loads.
 inline int64_t panel_count(int64_t vectors, int widest) { return (vectors + widest - 1) / widest; }
 
+// Panel `index` of the vectors [begin, end).
+struct Panel {
+  int64_t vector;
+  int width;
+};
+inline Panel panel_of(int64_t begin, int64_t end, int widest, int64_t index) {
+  const int64_t count = panel_count(end - begin, widest);
+  const int64_t first = part_begin(end - begin, count, index);
+  return {begin + first, static_cast<int>(part_begin(end - begin, count, index + 1) - first)};
+}
+
 // Copies columns [column, column + width) of the step's matrix into a panel [H][padded width]:
 // W^T for the forward walk, W for the adjoint. Columns past H are zero.
 template <class S, class C>
@@ -89,7 +100,7 @@ void pack_panel(const Problem& p, int64_t group, int64_t column, int vectors, C*
     if constexpr (std::is_same_v<S, C>) {
       return x;
     } else if constexpr (std::is_same_v<S, BFloat16>) {
-      return bits_as<float>(static_cast<uint32_t>(x.bits) << 16);
+      return bfloat16_to_float(x.bits);
     } else {
       return half_to_float(x.bits);
     }
@@ -352,13 +363,11 @@ class Walk {
   // used last is still there.
   template <class F>
   void for_each_panel(int64_t i, const F& f) const {
-    const int64_t vectors = slice_.vector_end - slice_.vector_begin;
-    const int64_t count = panel_count(vectors, widest_);
+    const int64_t count = panel_count(slice_.vector_end - slice_.vector_begin, widest_);
     for (int64_t q = 0; q < count; ++q) {
-      const int64_t panel = (i & 1) ? count - 1 - q : q;
-      const int64_t begin = part_begin(vectors, count, panel);
-      const int64_t end = part_begin(vectors, count, panel + 1);
-      f(slice_.vector_begin + begin, static_cast<int>(end - begin));
+      const Panel panel =
+          panel_of(slice_.vector_begin, slice_.vector_end, widest_, (i & 1) ? count - 1 - q : q);
+      f(panel.vector, panel.width);
     }
   }
 
@@ -426,9 +435,8 @@ void pack_share(const Problem& p, const Schedule& schedule, const Workspace& spa
     for (int64_t panel = 0; panel < count; ++panel) {
       if (turn-- > 0) continue;
       turn = schedule.teams - 1;
-      const int64_t v = begin + part_begin(end - begin, count, panel);
-      const int64_t width = begin + part_begin(end - begin, count, panel + 1) - v;
-      pack_panel<S, C>(p, g, v * L, static_cast<int>(width), weights + v * L * p.H);
+      const Panel to = panel_of(begin, end, schedule.panel_vectors, panel);
+      pack_panel<S, C>(p, g, to.vector * L, to.width, weights + to.vector * L * p.H);
     }
   }
 }

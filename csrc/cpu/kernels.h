@@ -1,6 +1,7 @@
 // What an instruction set offers to the engine: one table of functions for each.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../problem.h"
@@ -32,8 +33,8 @@ inline const Machine& machine_of(const Kernels& kernels, Type type) {
 
 inline int64_t compute_bytes(Type type) { return type == Type::float64 ? 8 : 4; }
 
-#if defined(__x86_64__)
 extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #elif defined(__aarch64__)

@@ -5,8 +5,8 @@
 namespace fused_bptt {
 namespace {
 
-// The cost model, in cycles of one core of the machine of docs/kernels.md. What matters is only which
-// of two schedules is the quicker one.
+// The cost model, in cycles of one core of the machine of docs/kernels.md. What matters is only
+// which of two schedules is the quicker one.
 constexpr double kFmaPerCycle = 2;         // vector multiply-adds
 constexpr double kElementwiseVector = 25;  // epilogue of one vector: loads, tanh, stores
 constexpr double kLoadShare = 0.12;        // of a load, in multiply-add cycles

@@ -24,6 +24,10 @@ inline To bits_as(From x) {
   return y;
 }
 
+[[maybe_unused]] inline float bfloat16_to_float(uint16_t x) {
+  return bits_as<float>(static_cast<uint32_t>(x) << 16);
+}
+
 // IEEE 754 binary16. A subnormal half is a small integer times 2^-24, which float holds exactly.
 [[maybe_unused]] inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;

@@ -6,8 +6,7 @@
 //   otherwise     sign(x) (1 - 2 / (e^(2|x|) + 1)),  e^y = 2^n e^r,  e^r = 1 + r + r^2 Q(r)
 //
 // The split is that of the Cephes library (S. Moshier): above it the subtraction loses nothing.
-// P and Q are minimax polynomials in the relative error, found by Remez exchange in 60 digits:
-// float P 4.4e-9, Q 3.1e-9; double P 1.0e-17, Q 3.6e-18.
+// P and Q are minimax polynomials in the relative error of tanh and of e^r, rounded to the type.
 
 template <class C>
 struct TanhConstants;

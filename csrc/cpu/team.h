@@ -60,6 +60,9 @@ class FlushDenormals {
   uint64_t saved_;
 #endif
  public:
+#if !defined(__x86_64__) && !defined(__aarch64__)
+  FlushDenormals() = default;
+#endif
   FlushDenormals(const FlushDenormals&) = delete;
   FlushDenormals& operator=(const FlushDenormals&) = delete;
 };
