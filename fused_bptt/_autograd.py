@@ -89,13 +89,14 @@ class Layer(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weight_ih, weight_hh, bias = _stack(parameters, directions)
-        # u, until the recurrence overwrites it. Not the view that F.linear would give: autograd
-        # refuses every change in place of a view that a node returns.
-        h = x.new_empty(*x.shape[:-1], weight_ih.size(0))
+        transposed = weight_ih.t()
         if bias is None:
-            torch.mm(_rows(x), weight_ih.t(), out=_rows(h))
+            rows = torch.mm(_rows(x), transposed)
         else:
-            torch.addmm(bias, _rows(x), weight_ih.t(), out=_rows(h))
+            rows = torch.addmm(bias, _rows(x), transposed)
+        # u, until the recurrence overwrites it. Not a view of rows, as F.linear would give:
+        # autograd refuses every change in place of a view that a node returns.
+        h = _ops.unsafe_view(rows, [*x.shape[:-1], weight_ih.size(0)])
         u = _split(h, directions)
         return h, _ops.recurrence_(u, weight_hh, h0, batch_sizes, directions - 1, phi)
 
@@ -234,8 +235,8 @@ def _parts(x: Tensor, directions: int) -> Sequence[Tensor]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[..., N] as [rows, N], also where there are none."""
-    return x.reshape(x.shape[:-1].numel(), x.size(-1))
+    """[..., N] as [rows, N]."""
+    return x if x.dim() == 2 else x.flatten(0, -2)
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

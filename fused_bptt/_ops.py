@@ -22,6 +22,9 @@ torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 
+#: A tensor of another shape in the same memory that autograd does not take for a view.
+unsafe_view = torch.ops.aten._unsafe_view.default
+
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU = 0, 1, 2
 
