@@ -130,9 +130,9 @@ SIZES = tuple(
 
 # Enough work for more than one thread, by rows and by columns.
 WIDE = (
-    Case("wide-rows", T=6, B=67, I=5, H=61),
-    Case("wide-columns", T=6, B=2, I=5, H=331),
-    Case("wide-bidirectional", T=6, B=19, I=5, H=131, bidirectional=True, num_layers=2),
+    Case("wide-rows", T=30, B=67, I=5, H=61),
+    Case("wide-columns", T=60, B=2, I=5, H=331),
+    Case("wide-bidirectional", T=20, B=19, I=5, H=131, bidirectional=True, num_layers=2),
 )
 
 OPTIONS = tuple(

@@ -28,11 +28,18 @@ CASES = (
 # Work that is split by rows, by columns, by groups, by two of them, and with a meeting each step.
 PROBLEMS = (
     Problem(T=40, B=67, G=1, H=61),
-    Problem(T=20, B=3, G=1, H=331),
+    Problem(T=60, B=3, G=1, H=331),
     Problem(T=20, B=21, G=3, H=97, reverse_groups=1),
-    Problem(T=300, B=1, G=1, H=160),
-    Problem(T=7, B=16, G=2, H=131, reverse_groups=1, lengths=tuple(sorted(LENGTHS["tiles"])[::-1])),
-    Problem(T=9, B=70, G=1, H=61, lengths=tuple(9 - row // 8 for row in range(70))),
+    Problem(T=100, B=1, G=1, H=640),
+    Problem(
+        T=70,
+        B=16,
+        G=2,
+        H=131,
+        reverse_groups=1,
+        lengths=tuple(10 * n for n in sorted(LENGTHS["tiles"])[::-1]),
+    ),
+    Problem(T=60, B=70, G=1, H=61, lengths=tuple(60 - row // 2 for row in range(70))),
 )
 
 Primitive = Callable[[Problem], Named]
