@@ -9,7 +9,7 @@ namespace {
 // which of two schedules is the quicker one.
 constexpr double kFmaPerCycle = 2;         // vector multiply-adds
 constexpr double kElementwiseVector = 25;  // epilogue of one vector: loads, tanh, stores
-constexpr double kLoadShare = 0.12;        // of a load, in multiply-add cycles
+constexpr double kLoadShare = 0.12;        // of a load, in cycles
 constexpr double kTile = 30;               // fixed cost of a tile: call, prologue, stores
 constexpr double kBarrier = 1000;          // one barrier among threads, 0.4 us
 constexpr double kRegion = 80000;          // opening a parallel region, 30 us
