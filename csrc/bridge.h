@@ -136,6 +136,38 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& model) {
   return Tensor(handle);
 }
 
+// T, B and the rows of each step, of a sequence [T, B, ...] or, packed, [N, ...].
+inline void read_steps(Bridged& bridged, const Tensor& model,
+                       const std::optional<Tensor>& batch_sizes) {
+  Problem& p = bridged.problem;
+  if (!batch_sizes) {
+    p.T = model.size(0);
+    p.B = model.size(1);
+    return;
+  }
+  const Tensor& sizes = *batch_sizes;
+  check(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
+        "batch_sizes: expected an int64 vector [T] on the CPU, got shape ", sizes, " and dtype ",
+        toString(sizes.scalar_type()));
+  bridged.kept.push_back(torch::stable::contiguous(sizes));
+  const int64_t* values = static_cast<const int64_t*>(bridged.kept.back().const_data_ptr());
+  p.T = sizes.size(0);
+  p.B = p.T > 0 ? values[0] : 0;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < p.T; ++t) {
+    check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
+          "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ", t);
+    bridged.first_rows.push_back(rows);
+    check(values[t] <= model.size(0) - rows, "batch_sizes: expected a sum of N = ", model.size(0),
+          ", got more by step ", t);
+    rows += values[t];
+  }
+  check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0), ", got ",
+        rows);
+  p.batch_sizes = values;
+  p.first_rows = bridged.first_rows.data();
+}
+
 // Checks everything before anything is allocated or touched. `drive` is u or v; `factor` is null
 // for the recurrence, and then there is a drive; `initial` is h_0 or s_0.
 inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor* drive,
@@ -171,33 +203,7 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
         ", got ", reverse_groups);
   p.reverse_groups = reverse_groups;
 
-  if (packed) {
-    const Tensor& sizes = *batch_sizes;
-    check(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == ScalarType::Long,
-          "batch_sizes: expected an int64 vector [T] on the CPU, got shape ", sizes, " and dtype ",
-          toString(sizes.scalar_type()));
-    bridged.kept.push_back(torch::stable::contiguous(sizes));
-    const int64_t* values = static_cast<const int64_t*>(bridged.kept.back().const_data_ptr());
-    p.T = sizes.size(0);
-    p.B = p.T > 0 ? values[0] : 0;
-    int64_t rows = 0;
-    for (int64_t t = 0; t < p.T; ++t) {
-      check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
-            "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ",
-            t);
-      bridged.first_rows.push_back(rows);
-      check(values[t] <= model.size(0) - rows, "batch_sizes: expected a sum of N = ", model.size(0),
-            ", got more by step ", t);
-      rows += values[t];
-    }
-    check(rows == model.size(0), "batch_sizes: expected a sum of N = ", model.size(0), ", got ",
-          rows);
-    p.batch_sizes = values;
-    p.first_rows = bridged.first_rows.data();
-  } else {
-    p.T = model.size(0);
-    p.B = model.size(1);
-  }
+  read_steps(bridged, model, batch_sizes);
 
   if (grouped) check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
   if (!grouped) check_shape("weight", weight, {p.H, p.H}, "[H, H]");
@@ -258,6 +264,143 @@ inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optiona
   return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
                 s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative,
                 adjoint);
+}
+
+// A layer with the tensors that its pointers lead into.
+struct BridgedLayer : Bridged {
+  Layer layer;
+  std::optional<Tensor> x_bar, weight_ih_bar, weight_hh_bar, bias_bar;
+};
+
+// What a layer's forward and backward have in common. `out` and `g` of the walk are left to them.
+inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+                                 const Tensor& h0, const std::optional<Tensor>& batch_sizes,
+                                 int64_t reverse_groups, int64_t nonlinearity) {
+  BridgedLayer bridged{};
+  Problem& p = bridged.problem;
+  Layer& layer = bridged.layer;
+  const bool packed = batch_sizes.has_value();
+  check(weight_hh.dim() == 2 || weight_hh.dim() == 3,
+        "weight_hh: expected shape [G, H, H], or [H, H] for one group, got ", weight_hh);
+  const bool grouped = weight_hh.dim() == 3;
+  p.G = grouped ? weight_hh.size(0) : 1;
+  p.H = weight_hh.size(weight_hh.dim() - 1);
+  check(x.dim() == (packed ? 2 : 3), "x: expected shape ",
+        packed ? "[N, I] with batch_sizes" : "[T, B, I] without batch_sizes", ", got ", x);
+  p.type = type_of("x", x);
+  check(p.type == Type::float32 || p.type == Type::float64,
+        "x: expected dtype float32 or float64, got ", toString(x.scalar_type()));
+  check(nonlinearity == 1 || nonlinearity == 2,
+        "nonlinearity: expected 1 (tanh) or 2 (relu), got ", nonlinearity);
+  p.phi = static_cast<Phi>(nonlinearity);
+  check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
+        ", got ", reverse_groups);
+  p.reverse_groups = reverse_groups;
+  read_steps(bridged, x, batch_sizes);
+  if (packed && p.T == 0) p.B = h0.dim() == 3 ? h0.size(1) : 0;
+  layer.I = x.size(x.dim() - 1);
+  layer.rows = packed ? x.size(0) : p.T * p.B;
+
+  if (grouped) check_shape("weight_hh", weight_hh, {p.G, p.H, p.H}, "[G, H, H]");
+  if (!grouped) check_shape("weight_hh", weight_hh, {p.H, p.H}, "[H, H]");
+  check_shape("weight_ih", weight_ih, {p.G * p.H, layer.I}, "[G * H, I]");
+  check_shape("h0", h0, {p.G, p.B, p.H}, "[G, B, H]");
+  check_like("weight_hh", weight_hh, "x", x);
+  check_like("weight_ih", weight_ih, "x", x);
+  check_like("h0", h0, "x", x);
+
+  bridged.kept.reserve(8);  // references into it stay good
+  p.weight = {weight_hh.const_data_ptr(), grouped ? weight_hh.stride(0) : 0,
+              weight_hh.stride(weight_hh.dim() - 2), weight_hh.stride(weight_hh.dim() - 1)};
+  layer.weight_ih = {weight_ih.const_data_ptr(), p.H * weight_ih.stride(0), weight_ih.stride(0),
+                     weight_ih.stride(1)};
+  bridged.kept.push_back(torch::stable::contiguous(x));
+  layer.x = bridged.kept.back().const_data_ptr();
+  layer.initial = state_of(with_unit_stride(bridged, h0));
+  bridged.last = empty({p.G, p.B, p.H}, x);
+  p.last = state_of(*bridged.last);
+  return bridged;
+}
+
+// [T, B, G * H], or [N, G * H], contiguous.
+inline Sequence sequence_of_layer(const Problem& p, const Tensor& tensor) {
+  const int64_t row = p.G * p.H;
+  return {const_cast<void*>(tensor.const_data_ptr()), p.first_rows ? 0 : p.B * row, row, p.H};
+}
+
+inline std::vector<int64_t> shape_of_layer(const Problem& p, const Tensor& x) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = p.G * p.H;
+  return shape;
+}
+
+inline BridgedLayer bridge_layer_forward(const Tensor& x, const Tensor& weight_ih,
+                                         const Tensor& weight_hh,
+                                         const std::optional<Tensor>& bias_ih,
+                                         const std::optional<Tensor>& bias_hh, const Tensor& h0,
+                                         const std::optional<Tensor>& batch_sizes,
+                                         int64_t reverse_groups, int64_t nonlinearity) {
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                                      nonlinearity);
+  Problem& p = bridged.problem;
+  check(bias_ih.has_value() == bias_hh.has_value(),
+        "bias_ih, bias_hh: expected both or none, got one");
+  const auto bias = [&](const char* name, const Tensor& tensor) {
+    check_shape(name, tensor, {p.G * p.H}, "[G * H]");
+    check_like(name, tensor, "x", x);
+    return with_unit_stride(bridged, tensor).const_data_ptr();
+  };
+  if (bias_ih) bridged.layer.bias_ih = bias("bias_ih", *bias_ih);
+  if (bias_hh) bridged.layer.bias_hh = bias("bias_hh", *bias_hh);
+  p.primitive = Primitive::recurrence;
+  p.initial = bridged.layer.initial;
+  bridged.out = empty(shape_of_layer(p, x), x);
+  p.out = p.drive = sequence_of_layer(p, *bridged.out);
+  bridged.layer.walk = p;
+  return bridged;
+}
+
+inline BridgedLayer bridge_layer_backward(
+    const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
+    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
+    bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias) {
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                                      nonlinearity);
+  Problem& p = bridged.problem;
+  Layer& layer = bridged.layer;
+  const std::vector<int64_t> shape = shape_of_layer(p, x);
+  const char* letters = batch_sizes ? "[N, G * H]" : "[T, B, G * H]";
+  check_shape("h", h, shape, letters);
+  check_like("h", h, "x", x);
+  bridged.kept.push_back(torch::stable::contiguous(h));
+  p.primitive = Primitive::linear;
+  p.adjoint = true;
+  p.factor = sequence_of_layer(p, bridged.kept.back());
+  if (g) {
+    check_shape("g", *g, shape, letters);
+    check_like("g", *g, "x", x);
+    p.drive = sequence_of(with_unit_stride(bridged, *g), batch_sizes.has_value(), false);
+    p.drive.group = p.H;
+  }
+  if (g_last) {
+    check_shape("g_last", *g_last, {p.G, p.B, p.H}, "[G, B, H]");
+    check_like("g_last", *g_last, "x", x);
+    p.initial = state_of(with_unit_stride(bridged, *g_last));
+  }
+  const auto gradient = [&](bool need, std::optional<Tensor>& to, const std::vector<int64_t>& size) {
+    if (need) to = empty(size, x);
+    return need ? to->mutable_data_ptr() : nullptr;
+  };
+  layer.backward = true;
+  layer.x_bar = gradient(need_x, bridged.x_bar, {x.sizes().begin(), x.sizes().end()});
+  layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
+  layer.weight_hh_bar =
+      gradient(need_weight_hh, bridged.weight_hh_bar,
+               {weight_hh.sizes().begin(), weight_hh.sizes().end()});
+  layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
+  layer.walk = p;
+  return bridged;
 }
 
 }  // namespace fused_bptt

@@ -17,6 +17,19 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint) -> "
       "(Tensor, Tensor)");
+  // A whole layer on the CPU, float32 or float64: u = x W_ih^T + b_ih + b_hh, then the recurrence.
+  // x [T, B, I] or [N, I]; weight_ih [G * H, I]; weight_hh [G, H, H] or [H, H]; biases [G * H]. Gives
+  // h [T, B, G * H] or [N, G * H], and each row's last h.
+  m.def(
+      "layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+      "Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity) -> (Tensor, Tensor)");
+  // Its BPTT, from the cotangents of h and of the last h (none: zero): the gradients of x, h0,
+  // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
+  m.def(
+      "layer_backward(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
+      "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
+      "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias) -> "
+      "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");

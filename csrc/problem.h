@@ -66,12 +66,40 @@ struct Problem {
   State last;
 };
 
+// A whole layer of a network: the recurrence together with the products over all steps that go with
+// it. `rows` is the number of rows of the sequence, T * B or the sum of batch_sizes.
+//   forward    u_t = W_ih x_t + b_ih + b_hh into walk.out, which the recurrence then overwrites
+//   backward   q = adjoint(phi'(h), g, W_hh), kept only as long as it is needed, for
+//              x_bar_t = W_ih^T q_t, W_ih_bar = sum q_t x_t^T, W_hh_bar = sum q_t h_{t-1}^T, and
+//              b_bar = sum q_t
+struct Layer {
+  Problem walk;  // forward: drive = out = h; backward: the adjoint, factor = h, no out
+  bool backward;
+  int64_t I, rows;
+  const void* x;        // [rows, I], contiguous
+  Weights weight_ih;    // [G, H, I]
+  const void* bias_ih;  // [G, H], contiguous; both biases are null where there are none
+  const void* bias_hh;
+  // Backward only. The gradients are contiguous, and null where they are not wanted.
+  State initial;        // h_0
+  void* x_bar;          // [rows, I]
+  void* weight_ih_bar;  // [G, H, I]
+  void* weight_hh_bar;  // [G, H, H]
+  void* bias_bar;       // [G, H]
+};
+
 inline int64_t rows_at(const Problem& p, int64_t t) {
   return p.batch_sizes ? p.batch_sizes[t] : p.B;
 }
 
 inline int64_t origin(const Problem& p, const Sequence& s, int64_t t) {
   return p.first_rows ? p.first_rows[t] * s.row : t * s.step;
+}
+
+// The row of the sequence that step t begins at, 0 <= t <= T; the steps are contiguous rows.
+inline int64_t first_row(const Problem& p, int64_t t) {
+  if (!p.first_rows) return t * p.B;
+  return t < p.T ? p.first_rows[t] : (t == 0 ? 0 : p.first_rows[t - 1] + p.batch_sizes[t - 1]);
 }
 
 inline bool walks_backwards(const Problem& p, int64_t g) {

@@ -3,29 +3,29 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
+
+#include "memory.h"
 
 namespace fused_bptt {
 namespace {
 
-struct FreeAligned {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<std::byte[], FreeAligned>;
-
-Buffer allocate(int64_t bytes) {
-  return Buffer(new (std::align_val_t{64})
-                    std::byte[static_cast<size_t>(std::max<int64_t>(bytes, 1))]);
-}
-
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// An odd number of cache lines from row to row: rows a power of two apart would share one set of
+// the L1 cache, which has fewer ways than a tile has rows.
+int64_t odd_lines(int64_t elements, int64_t bytes) {
+  const int64_t line = 64 / bytes;
+  return (round_up(elements, line) / line | 1) * line;
+}
 
 struct Call {
   const Kernels& kernels;
   const Problem& problem;
+  const Layer* layer;  // null for the walk alone
   Workspace space;
   Gate gate;
   int32_t threads;
@@ -37,10 +37,36 @@ void work(int64_t begin, int64_t end, void* context) {
   if (rank < 0) return;
   const int32_t size = call.gate.size();
   const Type type = call.problem.type;
-  const Schedule schedule =
-      make_schedule(call.problem, machine_of(call.kernels, type), compute_bytes(type), size);
+  const Machine& machine = machine_of(call.kernels, type);
   const FlushDenormals flush;
-  call.kernels.walk(call.problem, schedule, call.space, rank, size);
+  if (call.layer) {
+    const LayerSchedule schedule =
+        make_layer_schedule(*call.layer, machine, compute_bytes(type), size);
+    call.kernels.layer(*call.layer, schedule, call.space, rank, size);
+  } else {
+    const Schedule schedule = make_schedule(call.problem, machine, compute_bytes(type), size);
+    call.kernels.walk(call.problem, schedule, call.space, rank, size);
+  }
+}
+
+// Allocates what the call needs and lets the threads in; `products` bytes for a layer.
+void start(const Kernels& kernels, const Problem& p, const Layer* layer, int64_t products,
+           int32_t threads, ParallelFor parallel_for) {
+  const int64_t bytes = compute_bytes(p.type);
+  const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
+  const int64_t carry_stride = odd_lines(columns, bytes);
+  const Buffer weights = allocate(p.G * p.H * columns * bytes);
+  const Buffer carry = allocate(p.G * 2 * p.B * carry_stride * bytes);
+  const Buffer of_layer = allocate(products);
+  const std::unique_ptr<Barrier[]> barriers(new Barrier[static_cast<size_t>(threads) + 1]);
+  const Workspace space{weights.get(),  carry.get(), carry_stride, of_layer.get(),
+                        &barriers[0],   &barriers[1]};
+  Call call{kernels, p, layer, space, {}, threads};
+  if (threads == 1) {
+    work(0, 1, &call);
+  } else {
+    parallel_for(threads, &work, &call);
+  }
 }
 
 bool machine_has(const Kernels* kernels) {
@@ -97,32 +123,51 @@ const Kernels& active_kernels() {
 
 void run(const Kernels& kernels, const Problem& p, int32_t available, ParallelFor parallel_for) {
   const int32_t threads = worthwhile_threads(p, machine_of(kernels, p.type), compute_bytes(p.type),
-                                             std::max(available, 1));
+                                             std::max(available, 1), 0);
   run_with(kernels, p, threads, parallel_for);
+}
+
+void run(const Kernels& kernels, const Layer& layer, int32_t available, ParallelFor parallel_for) {
+  const Problem& p = layer.walk;
+  const Machine& machine = machine_of(kernels, p.type);
+  const int32_t threads =
+      worthwhile_threads(p, machine, compute_bytes(p.type), std::max(available, 1),
+                         product_cycles(layer, machine));
+  run_with(kernels, layer, threads, parallel_for);
 }
 
 void run_with(const Kernels& kernels, const Problem& p, int32_t threads, ParallelFor parallel_for) {
   if (p.B == 0 || p.G == 0 || p.H == 0) return;
-  const int64_t bytes = compute_bytes(p.type);
-  const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
-  // An odd number of cache lines from row to row: rows a power of two apart would share one set of
-  // the L1 cache, which has fewer ways than a tile has rows.
-  const int64_t line = 64 / bytes;
-  const int64_t carry_stride = (round_up(columns, line) / line | 1) * line;
+  start(kernels, p, nullptr, 0, threads, parallel_for);
+}
 
-  const Buffer weights = allocate(p.G * p.H * columns * bytes);
-  const Buffer carry = allocate(p.G * 2 * p.B * carry_stride * bytes);
-  const std::unique_ptr<Barrier[]> barriers(new Barrier[static_cast<size_t>(threads) + 1]);
-  Call call{kernels,
-            p,
-            {weights.get(), carry.get(), carry_stride, &barriers[0], &barriers[1]},
-            {},
-            threads};
-  if (threads == 1) {
-    work(0, 1, &call);
-  } else {
-    parallel_for(threads, &work, &call);
+void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
+              ParallelFor parallel_for) {
+  Layer layer = given;
+  Problem& p = layer.walk;
+  const int64_t bytes = compute_bytes(p.type);
+  if (p.H == 0) {  // what is not empty then is zero
+    if (layer.x_bar) std::memset(layer.x_bar, 0, static_cast<size_t>(layer.rows * layer.I * bytes));
+    return;
   }
+  if (!layer.backward) {
+    ask_for_large_pages(p.out.data, layer.rows * p.G * p.H * bytes);
+  } else if (layer.weight_hh_bar) {
+    ask_for_large_pages(layer.weight_hh_bar, p.G * p.H * p.H * bytes);
+  }
+  const Machine& machine = machine_of(kernels, p.type);
+  const int64_t lanes = machine.lanes, columns = round_up(p.H, lanes);
+  const int64_t q_row = odd_lines(columns, bytes);
+  const int64_t steps = make_layer_schedule(layer, machine, bytes, threads).steps;
+  if (layer.backward) {
+    p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
+  }
+  const int64_t weights =
+      layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
+  const int64_t q = layer.backward ? 2 * steps * p.B * q_row : 0;
+  const int64_t elements =
+      p.G * (weights + columns + q) + threads * kSumBlock * kSumVectors * lanes;
+  start(kernels, p, &layer, elements * bytes, threads, parallel_for);
 }
 
 }  // namespace fused_bptt

@@ -24,8 +24,12 @@ const Kernels& active_kernels();
 void run(const Kernels& kernels, const Problem& problem, int32_t available,
          ParallelFor parallel_for);
 
+void run(const Kernels& kernels, const Layer& layer, int32_t available, ParallelFor parallel_for);
+
 // The same with exactly so many threads, at least one, as far as they come.
 void run_with(const Kernels& kernels, const Problem& problem, int32_t threads,
+              ParallelFor parallel_for);
+void run_with(const Kernels& kernels, const Layer& layer, int32_t threads,
               ParallelFor parallel_for);
 
 }  // namespace fused_bptt

@@ -15,6 +15,7 @@ struct Workspace {
   std::byte* weights;  // [G][panels of H * vectors * lanes] in the compute type
   std::byte* carry;    // [G][2][B][carry_stride] in the compute type
   int64_t carry_stride;
+  std::byte* products;  // a layer's packed input weights, bias, q and panels
   Barrier* everyone;
   Barrier* teams;  // one a team
 };
@@ -25,6 +26,8 @@ struct Kernels {
   Machine machine64;  // computing in double
   // The share of thread `rank` of `size` in the whole problem.
   void (*walk)(const Problem&, const Schedule&, const Workspace&, int32_t rank, int32_t size);
+  // The same for a layer; float32 and float64.
+  void (*layer)(const Layer&, const LayerSchedule&, const Workspace&, int32_t rank, int32_t size);
 };
 
 inline const Machine& machine_of(const Kernels& kernels, Type type) {

@@ -9,6 +9,7 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <immintrin.h>
 
@@ -32,10 +33,12 @@ constexpr int kVectorBytes = 64;
 #include "simd_avx512.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
-#include "kernels-inl.h"
+#include "products-inl.h"
+#include "walk-inl.h"
+#include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_avx512 = {"avx512", machine<float>(), machine<double>(), &walk};
+extern const Kernels kernels_avx512 = {"avx512", machine<float>(), machine<double>(), &walk, &layer};
 
 }  // namespace fused_bptt

@@ -9,6 +9,7 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "storage.h"
@@ -21,10 +22,12 @@ constexpr int kVectorBytes = 16;
 #include "simd_baseline.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
-#include "kernels-inl.h"
+#include "products-inl.h"
+#include "walk-inl.h"
+#include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk};
+extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk, &layer};
 
 }  // namespace fused_bptt

@@ -9,6 +9,7 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <arm_neon.h>
 
@@ -23,10 +24,12 @@ constexpr int kVectorBytes = 16;
 #include "simd_neon.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
-#include "kernels-inl.h"
+#include "products-inl.h"
+#include "walk-inl.h"
+#include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_neon = {"neon", machine<float>(), machine<double>(), &walk};
+extern const Kernels kernels_neon = {"neon", machine<float>(), machine<double>(), &walk, &layer};
 
 }  // namespace fused_bptt

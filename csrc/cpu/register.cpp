@@ -9,8 +9,9 @@ void torch_threads(int64_t n, void (*f)(int64_t, int64_t, void*), void* context)
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, f, context));
 }
 
-void solve(const Bridged& bridged) {
-  run(active_kernels(), bridged.problem, static_cast<int32_t>(torch::stable::get_num_threads()),
+template <class P>
+void solve(const P& problem) {
+  run(active_kernels(), problem, static_cast<int32_t>(torch::stable::get_num_threads()),
       &torch_threads);
 }
 
@@ -19,7 +20,7 @@ Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
                    int64_t nonlinearity) {
   const Bridged bridged =
       bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity);
-  solve(bridged);
+  solve(bridged.problem);
   return *bridged.last;
 }
 
@@ -30,8 +31,34 @@ std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::op
                                              bool adjoint) {
   const Bridged bridged = bridge_linear_recurrence(factor, v, weight, s0, batch_sizes,
                                                    reverse_groups, derivative, adjoint);
-  solve(bridged);
+  solve(bridged.problem);
   return {*bridged.out, *bridged.last};
+}
+
+std::tuple<Tensor, Tensor> layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+                                 const std::optional<Tensor>& bias_ih,
+                                 const std::optional<Tensor>& bias_hh, const Tensor& h0,
+                                 const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                                 int64_t nonlinearity) {
+  const BridgedLayer bridged = bridge_layer_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
+                                                    batch_sizes, reverse_groups, nonlinearity);
+  solve(bridged.layer);
+  return {*bridged.out, *bridged.last};
+}
+
+std::tuple<std::optional<Tensor>, Tensor, std::optional<Tensor>, std::optional<Tensor>,
+           std::optional<Tensor>>
+layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
+               const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
+               const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+               int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
+               bool need_bias) {
+  const BridgedLayer bridged = bridge_layer_backward(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
+      need_weight_ih, need_weight_hh, need_bias);
+  solve(bridged.layer);
+  return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
+          bridged.bias_bar};
 }
 
 }  // namespace
@@ -40,4 +67,6 @@ std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::op
 STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("recurrence_", TORCH_BOX(&fused_bptt::recurrence_));
   m.impl("linear_recurrence", TORCH_BOX(&fused_bptt::linear_recurrence));
+  m.impl("layer", TORCH_BOX(&fused_bptt::layer));
+  m.impl("layer_backward", TORCH_BOX(&fused_bptt::layer_backward));
 }

@@ -24,12 +24,33 @@ struct Schedule {
   bool panels_outside;
 };
 
+// How a layer's walk and products take turns.
+struct LayerSchedule {
+  Schedule walk;
+  int64_t steps;               // of a chunk
+  int32_t input_panel;         // widest panels, in vectors: of u or x_bar,
+  int32_t hidden_gradient;     // of W_hh_bar
+  int32_t input_gradient;      // and of W_ih_bar
+};
+
+// Rows of a sum over time that are added up in one chain, and at most packed at once.
+constexpr int64_t kSumBlock = 512;
+// Vectors of such rows, together: 256 KiB, which stay in the L2 cache.
+constexpr int64_t kSumVectors = 8;
+
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                        int32_t threads);
 
-// The number of threads worth waking for this problem, from 1 to `available`.
+LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine,
+                                  int64_t compute_bytes, int32_t threads);
+
+// Cycles of a layer's products on one core; they divide evenly among threads.
+double product_cycles(const Layer& layer, const Machine& machine);
+
+// The number of threads worth waking for this problem, from 1 to `available`, and for `divisible`
+// cycles of work beside it.
 int32_t worthwhile_threads(const Problem& problem, const Machine& machine, int64_t compute_bytes,
-                           int32_t available);
+                           int32_t available, double divisible);
 
 // Cuts [0, total) into `parts` nearly equal parts and gives the beginning of part `index`.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) {

@@ -1,5 +1,5 @@
 // The two time loops, written once and compiled for every ISA.
-// Included inside the ISA's namespace, after simd_<isa>.h, simd-inl.h and tanh-inl.h.
+// Included inside the ISA's namespace, after tanh-inl.h and products-inl.h.
 //
 // A step is, for every row b and unit n of a group,
 //
@@ -9,119 +9,6 @@
 //
 // Every sum is one chain of multiply-adds with k ascending, whatever the tile, so the bits of the
 // result depend neither on the batch size nor on how rows and columns are split over threads.
-
-// ---------------------------------------------------------------------------------- products
-
-// z[i, :] = sum over k of a[i, k] * w[k, :], for MR rows and a panel NV vectors wide.
-template <class C, int MR, int NV>
-void product(const C* a, int64_t lda, const C* w, int64_t K, C* z, int64_t ldz) {
-  constexpr int L = kLanes<C>;
-  Vec<C> sum[MR][NV] = {};
-  for (int64_t k = 0; k < K; ++k) {
-    Vec<C> weights[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) weights[j] = load_aligned(w + j * L);
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const Vec<C> x = broadcast(a[i * lda]);
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sum[i][j] = fma(x, weights[j], sum[i][j]);
-    }
-    ++a;
-    w += NV * L;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) store_aligned(z + i * ldz + j * L, sum[i][j]);
-  }
-}
-
-template <class C>
-using Product = void (*)(const C*, int64_t, const C*, int64_t, C*, int64_t);
-
-constexpr int kMostRows = 16;
-
-template <class C>
-struct ProductTable {
-  Product<C> tile[9][kMostRows + 1];  // [vectors][rows]
-};
-
-template <class C, int NV, int... Rows>
-constexpr void fill_products(ProductTable<C>& table, std::integer_sequence<int, Rows...>) {
-  ((table.tile[NV][Rows + 1] = &product<C, Rows + 1, NV>), ...);
-}
-
-template <class C>
-constexpr ProductTable<C> make_products() {
-  ProductTable<C> table{};
-  fill_products<C, 1>(table, std::make_integer_sequence<int, kTileRows[1]>{});
-  fill_products<C, 2>(table, std::make_integer_sequence<int, kTileRows[2]>{});
-  fill_products<C, 3>(table, std::make_integer_sequence<int, kTileRows[3]>{});
-  fill_products<C, 4>(table, std::make_integer_sequence<int, kTileRows[4]>{});
-  fill_products<C, 5>(table, std::make_integer_sequence<int, kTileRows[5]>{});
-  fill_products<C, 6>(table, std::make_integer_sequence<int, kTileRows[6]>{});
-  fill_products<C, 7>(table, std::make_integer_sequence<int, kTileRows[7]>{});
-  fill_products<C, 8>(table, std::make_integer_sequence<int, kTileRows[8]>{});
-  return table;
-}
-
-template <class C>
-constexpr ProductTable<C> kProducts = make_products<C>();
-
-// ------------------------------------------------------------------------------------- panels
-
-// `vectors` columns are cut into equal panels of at most `widest`: a narrow one left over would
-// keep the multiply-add units waiting for its loads.
-inline int64_t panel_count(int64_t vectors, int widest) { return (vectors + widest - 1) / widest; }
-
-// Panel `index` of the vectors [begin, end).
-struct Panel {
-  int64_t vector;
-  int width;
-};
-inline Panel panel_of(int64_t begin, int64_t end, int widest, int64_t index) {
-  const int64_t count = panel_count(end - begin, widest);
-  const int64_t first = part_begin(end - begin, count, index);
-  return {begin + first, static_cast<int>(part_begin(end - begin, count, index + 1) - first)};
-}
-
-// Copies columns [column, column + width) of the step's matrix into a panel [H][padded width]:
-// W^T for the forward walk, W for the adjoint. Columns past H are zero.
-template <class S, class C>
-void pack_panel(const Problem& p, int64_t group, int64_t column, int vectors, C* panel) {
-  constexpr int L = kLanes<C>;
-  const int64_t width = vectors * L;
-  const int64_t valid = std::min<int64_t>(width, p.H - column);
-  const int64_t along_k = p.adjoint ? p.weight.row : p.weight.column;
-  const int64_t along_n = p.adjoint ? p.weight.column : p.weight.row;
-  const S* w = static_cast<const S*>(p.weight.data) + group * p.weight.group + column * along_n;
-  const auto value = [](S x) -> C {
-    if constexpr (std::is_same_v<S, C>) {
-      return x;
-    } else if constexpr (std::is_same_v<S, BFloat16>) {
-      return bfloat16_to_float(x.bits);
-    } else {
-      return half_to_float(x.bits);
-    }
-  };
-  if (valid < width) std::fill(panel, panel + p.H * width, C{0});
-  // Blocks of 16 steps of k keep the strided side in cache when W is transposed.
-  for (int64_t k0 = 0; k0 < p.H; k0 += 16) {
-    const int64_t k1 = std::min<int64_t>(p.H, k0 + 16);
-    if (along_n == 1) {
-      for (int64_t k = k0; k < k1; ++k) {
-        for (int64_t n = 0; n < valid; ++n) panel[k * width + n] = value(w[k * along_k + n]);
-      }
-    } else {
-      for (int64_t n = 0; n < valid; ++n) {
-        for (int64_t k = k0; k < k1; ++k) {
-          panel[k * width + n] = value(w[k * along_k + n * along_n]);
-        }
-      }
-    }
-  }
-}
 
 // ----------------------------------------------------------------------------------- epilogue
 
@@ -218,30 +105,37 @@ class Walk {
     carry_ = reinterpret_cast<C*>(space.carry) + slice.group * 2 * p.B * stride_;
   }
 
-  // `barrier` is met by the `size` threads that share the rows.
-  void run(Barrier& barrier, int32_t size) {
-    const bool backwards = walks_backwards(p_, slice_.group);
-    const auto rows_of_step = [&](int64_t i) {
-      return i < p_.T ? rows_at(p_, backwards ? p_.T - 1 - i : i) : 0;
-    };
+  // The next `count` steps, and after the last step what ends the walk. Row r of the sequence is
+  // written to row r - first_row of `out`. `barrier` is met by the `size` threads that share the
+  // rows.
+  void advance(int64_t count, void* out, int64_t first_row, Barrier& barrier, int32_t size) {
     if (p_.T == 0) {
       begin(buffer(0), 0, p_.B);
       return store_last(buffer(0), 0, p_.B);
     }
-    if (carries_initial()) begin(buffer(0), 0, rows_of_step(0));
-    int64_t carried = 0;
-    for (int64_t i = 0; i <= p_.T; ++i) {
+    out_ = static_cast<S*>(out) - first_row * p_.out.row;
+    if (next_ == 0 && carries_initial()) begin(buffer(0), 0, rows_of_step(0));
+    for (const int64_t end = std::min(p_.T, next_ + count); next_ < end; ++next_) {
       barrier.wait(size);
-      const int64_t rows = rows_of_step(i);
-      finish(i, rows, carried);
-      if (i == p_.T) break;
-      step(i, backwards ? p_.T - 1 - i : i, rows, std::min(rows, carried));
-      if (carries_initial()) begin(buffer(i + 1), rows, rows_of_step(i + 1));
-      carried = rows;
+      const int64_t rows = rows_of_step(next_);
+      finish(next_, rows, carried_);
+      step(next_, time_of(next_), rows, std::min(rows, carried_));
+      if (carries_initial()) begin(buffer(next_ + 1), rows, rows_of_step(next_ + 1));
+      carried_ = rows;
     }
+    if (next_ < p_.T) return;
+    barrier.wait(size);
+    finish(next_, 0, carried_);
   }
 
+  int64_t group() const { return slice_.group; }
+
  private:
+  int64_t time_of(int64_t i) const {
+    return walks_backwards(p_, slice_.group) ? p_.T - 1 - i : i;
+  }
+  int64_t rows_of_step(int64_t i) const { return i < p_.T ? rows_at(p_, time_of(i)) : 0; }
+
   // An initial state that is to be multiplied is carried like any other. An adjoint walk begins
   // with the product already given; and from zero none is taken: 0 times an infinite weight would
   // be NaN.
@@ -371,21 +265,10 @@ class Walk {
     }
   }
 
-  // Rows [begin, end) in equal blocks, none higher than the register tile.
-  template <class F>
-  void for_each_block(int width, int64_t begin, int64_t end, const F& f) const {
-    if (begin >= end) return;
-    const int64_t count = (end - begin + kTileRows[width] - 1) / kTileRows[width];
-    for (int64_t block = 0; block < count; ++block) {
-      const int64_t b = begin + part_begin(end - begin, count, block);
-      f(b, static_cast<int>(begin + part_begin(end - begin, count, block + 1) - b));
-    }
-  }
-
   void multiply(int64_t i, int64_t vector, int width, int64_t b, int rows) const {
     const int64_t column = vector * kLanes<C>;
-    kProducts<C>.tile[width][rows](buffer(i) + b * stride_, stride_, weights_ + column * p_.H, p_.H,
-                                   buffer(i + 1) + b * stride_ + column, stride_);
+    kProducts<C>.tile[width][rows](buffer(i) + b * stride_, stride_, 1, weights_ + column * p_.H,
+                                   p_.H, buffer(i + 1) + b * stride_ + column, stride_);
   }
 
   Tile<S, C> tile_at(int64_t i, int64_t t, int64_t vector, int width, int64_t b, int rows) const {
@@ -395,7 +278,7 @@ class Walk {
     tile.columns = static_cast<int>(std::min<int64_t>(width * kLanes<C>, p_.H - column));
     tile.drive = at(p_.drive, t, b, column);
     tile.factor = at(p_.factor, t, b, column);
-    tile.out = at(p_.out, t, b, column);
+    tile.out = out_ + offset(p_.out, t, b, column);
     tile.drive_row = p_.drive.row;
     tile.factor_row = p_.factor.row;
     tile.out_row = p_.out.row;
@@ -404,9 +287,11 @@ class Walk {
     return tile;
   }
 
+  int64_t offset(const Sequence& s, int64_t t, int64_t b, int64_t column) const {
+    return origin(p_, s, t) + b * s.row + slice_.group * s.group + column;
+  }
   S* at(const Sequence& s, int64_t t, int64_t b, int64_t column) const {
-    if (!s.data) return nullptr;
-    return static_cast<S*>(s.data) + origin(p_, s, t) + b * s.row + slice_.group * s.group + column;
+    return s.data ? static_cast<S*>(s.data) + offset(s, t, b, column) : nullptr;
   }
 
   const Problem& p_;
@@ -417,14 +302,18 @@ class Walk {
   const Epilogue<S, C> epilogue_;
   const C* weights_;
   C* carry_;
+  int64_t next_ = 0;       // the step that comes next, in the order of the walk
+  int64_t carried_ = 0;    // rows that have a step behind them
+  S* out_ = nullptr;       // where row 0 of the sequence is or would be
 };
 
 // Packs this thread's share of every group's weights: the columns that it will itself read, dealt
-// out among the teams.
+// out among the teams. W^T for the forward walk, W for the adjoint.
 template <class S, class C>
 void pack_share(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank) {
   constexpr int64_t L = kLanes<C>;
   const int64_t vectors = (p.H + L - 1) / L;
+  if (rank >= schedule.teams * schedule.column_parts) return;
   const int32_t part = rank % schedule.column_parts;
   const int64_t begin = part_begin(vectors, schedule.column_parts, part);
   const int64_t end = part_begin(vectors, schedule.column_parts, part + 1);
@@ -436,22 +325,28 @@ void pack_share(const Problem& p, const Schedule& schedule, const Workspace& spa
       if (turn-- > 0) continue;
       turn = schedule.teams - 1;
       const Panel to = panel_of(begin, end, schedule.panel_vectors, panel);
-      pack_panel<S, C>(p, g, to.vector * L, to.width, weights + to.vector * L * p.H);
+      const int64_t column = to.vector * L;
+      const Source<S> w{static_cast<const S*>(p.weight.data) + g * p.weight.group +
+                            column * (p.adjoint ? p.weight.column : p.weight.row),
+                        p.adjoint ? p.weight.row : p.weight.column,
+                        p.adjoint ? p.weight.column : p.weight.row};
+      pack_panel<S, C>(w, p.H, std::min<int64_t>(to.width * L, p.H - column), to.width,
+                       weights + column * p.H);
     }
   }
 }
 
+// The walks that thread `rank` takes part in, one after the other: its team's share of the groups
+// and row parts.
 template <class S, class C>
-void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
-                int32_t size) {
+std::vector<Walk<S, C>> walks_of(const Problem& p, const Schedule& schedule,
+                                 const Workspace& space, int32_t rank) {
   constexpr int64_t L = kLanes<C>;
+  const int64_t vectors = (p.H + L - 1) / L;
   const int32_t columns = schedule.column_parts;
   const int32_t team = rank / columns;
-  const bool needed = team < schedule.teams;
-  if (needed) pack_share<S, C>(p, schedule, space, rank);
-  space.everyone->wait(size);
-  if (!needed) return;
-  const int64_t vectors = (p.H + L - 1) / L;
+  std::vector<Walk<S, C>> walks;
+  if (team >= schedule.teams) return walks;
   for (int64_t unit = team; unit < p.G * schedule.row_parts; unit += schedule.teams) {
     const int64_t part = unit % schedule.row_parts;
     Slice slice;
@@ -460,7 +355,19 @@ void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& spa
     slice.row_end = part_begin(p.B, schedule.row_parts, part + 1);
     slice.vector_begin = part_begin(vectors, columns, rank % columns);
     slice.vector_end = part_begin(vectors, columns, rank % columns + 1);
-    Walk<S, C>(p, schedule, space, slice).run(space.teams[team], columns);
+    walks.emplace_back(p, schedule, space, slice);
+  }
+  return walks;
+}
+
+template <class S, class C>
+void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
+                int32_t size) {
+  pack_share<S, C>(p, schedule, space, rank);
+  space.everyone->wait(size);
+  Barrier& barrier = space.teams[rank / schedule.column_parts];
+  for (Walk<S, C>& walk : walks_of<S, C>(p, schedule, space, rank)) {
+    walk.advance(p.T, p.out.data, 0, barrier, schedule.column_parts);
   }
 }
 
@@ -476,12 +383,4 @@ void walk(const Problem& p, const Schedule& schedule, const Workspace& space, in
     case Type::float16:
       return walk_typed<Float16, float>(p, schedule, space, rank, size);
   }
-}
-
-template <class C>
-constexpr Machine machine() {
-  Machine m{};
-  m.lanes = kLanes<C>;
-  for (int i = 0; i < 9; ++i) m.rows[i] = kTileRows[i];
-  return m;
 }

@@ -1,0 +1,297 @@
+// A whole layer: the walk and the products over all steps, a chunk of steps at a time, so that what
+// one makes is still in the cache when the other reads it. q of a chunk is kept nowhere else.
+// Included inside the ISA's namespace, after products-inl.h and walk-inl.h.
+
+// Rows [begin, end) of the sequence.
+struct Rows {
+  int64_t begin, end;
+};
+
+// The rows of the steps [i, i + count) of group g's walk, and the time of the earliest of them.
+inline Rows rows_of_chunk(const Problem& p, int64_t g, int64_t i, int64_t count, int64_t* time) {
+  const int64_t end = std::min(p.T, i + count);
+  const int64_t from = walks_backwards(p, g) ? p.T - end : i;
+  *time = from;
+  return {first_row(p, from), first_row(p, from + end - i)};
+}
+
+template <class C>
+class LayerShare {
+ public:
+  LayerShare(const Layer& layer, const LayerSchedule& schedule, const Workspace& space,
+             int32_t rank, int32_t size)
+      : layer_(layer), p_(layer.walk), s_(schedule), space_(space), rank_(rank), size_(size) {
+    C* at = reinterpret_cast<C*>(space.products);
+    input_weights_ = at;
+    at += p_.G * (layer.backward ? p_.H * padded(layer.I) : layer.I * padded(p_.H));
+    bias_ = at;
+    at += p_.G * padded(p_.H);
+    q_ = at;
+    if (layer.backward) at += 2 * p_.G * p_.out.group;
+    panel_ = at + rank * kSumBlock * kSumVectors * L;
+  }
+
+  void forward() {
+    pack_share<C, C>(p_, s_.walk, space_, rank_);
+    pack_input_weights();
+    pack_bias();
+    std::vector<Walk<C, C>> walks = walks_of<C, C>(p_, s_.walk, space_, rank_);
+    space_.everyone->wait(size_);
+    for (int64_t i = 0; i == 0 || i < p_.T; i += s_.steps) {
+      for (int64_t g = 0; g < p_.G; ++g) project(g, i);
+      space_.everyone->wait(size_);
+      for (Walk<C, C>& walk : walks) walk.advance(s_.steps, p_.out.data, 0, team(), columns());
+    }
+  }
+
+  void backward() {
+    pack_share<C, C>(p_, s_.walk, space_, rank_);
+    if (layer_.x_bar) {
+      pack_input_weights();
+      C* x_bar = static_cast<C*>(layer_.x_bar);
+      const Rows sums = share_of({0, p_.G > 1 ? layer_.rows * layer_.I : 0});
+      std::fill(x_bar + sums.begin, x_bar + sums.end, C{0});
+    }
+    std::vector<Walk<C, C>> walks = walks_of<C, C>(p_, s_.walk, space_, rank_);
+    space_.everyone->wait(size_);
+    for (int64_t i = 0; i == 0 || i < p_.T; i += s_.steps) {
+      C* q = q_ + (i / s_.steps & 1) * p_.G * p_.out.group;  // the other one may still be read
+      for (Walk<C, C>& walk : walks) {
+        int64_t time;
+        const Rows rows = rows_of_chunk(p_, walk.group(), i, s_.steps, &time);
+        walk.advance(s_.steps, q, rows.begin, team(), columns());
+      }
+      space_.everyone->wait(size_);
+      for (int64_t g = 0; g < p_.G; ++g) gradients(g, i, q + g * p_.out.group);
+    }
+  }
+
+ private:
+  static constexpr int64_t L = kLanes<C>;
+  static int64_t padded(int64_t columns) { return (columns + L - 1) / L * L; }
+  Barrier& team() const { return space_.teams[rank_ / columns()]; }
+  int32_t columns() const { return s_.walk.column_parts; }
+
+  // This thread's part of a range.
+  Rows share_of(Rows all) const {
+    const int64_t count = all.end - all.begin;
+    return {all.begin + part_begin(count, size_, rank_),
+            all.begin + part_begin(count, size_, rank_ + 1)};
+  }
+
+  // The panels of `columns` columns that are this thread's when G groups have as many.
+  template <class F>
+  void for_each_own_panel(int64_t columns, int widest, const F& f) const {
+    const int64_t vectors = padded(columns) / L;
+    const int64_t count = panel_count(vectors, widest);
+    for (int64_t turn = rank_; turn < p_.G * count; turn += size_) {
+      f(turn / count, panel_of(0, vectors, widest, turn % count));
+    }
+  }
+
+  // u = x W_ih^T forward, x_bar = q W_ih backward.
+  void pack_input_weights() const {
+    const Weights& w = layer_.weight_ih;
+    const bool back = layer_.backward;
+    const int64_t K = back ? p_.H : layer_.I, columns = back ? layer_.I : p_.H;
+    for_each_own_panel(columns, s_.input_panel, [&](int64_t g, const Panel& panel) {
+      const int64_t column = panel.vector * L;
+      const int64_t along_n = back ? w.column : w.row;
+      const Source<C> source{static_cast<const C*>(w.data) + g * w.group + column * along_n,
+                             back ? w.row : w.column, along_n};
+      pack_panel<C, C>(source, K, std::min(panel.width * L, columns - column), panel.width,
+                       input_weights_ + (g * padded(columns) + column) * K);
+    });
+  }
+
+  void pack_bias() const {
+    if (!layer_.bias_ih) return;
+    const C* ih = static_cast<const C*>(layer_.bias_ih);
+    const C* hh = static_cast<const C*>(layer_.bias_hh);
+    for_each_own_panel(p_.H, 1, [&](int64_t g, const Panel& panel) {
+      const int64_t column = panel.vector * L;
+      const int n = static_cast<int>(std::min(L, p_.H - column));
+      const int64_t at = g * p_.H + column;
+      store_aligned(bias_ + g * padded(p_.H) + column, load<C, C>(ih + at, n) + load<C, C>(hh + at, n));
+    });
+  }
+
+  // This thread's share of the rows of chunk i: u = W_ih x + b_ih + b_hh.
+  void project(int64_t g, int64_t i) const {
+    int64_t time;
+    const Rows rows = rows_of_chunk(p_, g, i, s_.steps, &time);
+    const Result<C> u{static_cast<C*>(p_.out.data) + g * p_.out.group, p_.out.row,
+                      layer_.bias_ih ? bias_ + g * padded(p_.H) : nullptr, false};
+    multiply_rows(static_cast<const C*>(layer_.x), layer_.I, 0, rows, layer_.I, g, p_.H, u);
+  }
+
+  // c[r, :] = a[r - first, :] times the input weights of group g, for this thread's share of rows.
+  void multiply_rows(const C* a, int64_t row, int64_t first, Rows rows, int64_t K, int64_t g,
+                     int64_t columns, const Result<C>& c) const {
+    const Rows own = share_of(rows);
+    const int64_t vectors = padded(columns) / L;
+    for (int64_t index = 0; index < panel_count(vectors, s_.input_panel); ++index) {
+      const Panel panel = panel_of(0, vectors, s_.input_panel, index);
+      multiply_panel(a - first * row, row, 1, own.begin, own.end,
+                     input_weights_ + (g * padded(columns) + panel.vector * L) * K, K, panel,
+                     columns, c);
+    }
+  }
+
+  // This thread's share of what q of chunk i adds to the gradients.
+  void gradients(int64_t g, int64_t i, const C* q) const {
+    int64_t time;
+    const Rows rows = rows_of_chunk(p_, g, i, s_.steps, &time);
+    if (layer_.x_bar) {
+      // A row's gradient is the sum over the groups, which may be at the same rows: they take turns.
+      const Result<C> x_bar{static_cast<C*>(layer_.x_bar), layer_.I, nullptr, p_.G > 1};
+      multiply_rows(q, p_.out.row, rows.begin, rows, p_.H, g, layer_.I, x_bar);
+      if (g + 1 < p_.G) space_.everyone->wait(size_);
+    }
+    const bool accumulate = i > 0;
+    if (layer_.weight_hh_bar) {
+      const C* h = static_cast<const C*>(p_.factor.data) + g * p_.factor.group;
+      const C* h0 = static_cast<const C*>(layer_.initial.data) + g * layer_.initial.group;
+      const bool backwards = !walks_backwards(p_, g);  // of the recurrence; p_ is its adjoint
+      const auto previous = [&](int64_t r, int64_t count, const C** states) {
+        int64_t t = time;
+        for (int64_t k = 0; k < count; ++k, ++r) {
+          while (t + 1 < p_.T && r >= first_row(p_, t + 1)) ++t;
+          const int64_t b = r - first_row(p_, t);
+          const int64_t from = backwards ? t + 1 : t - 1;
+          const bool inside = from >= 0 && from < p_.T && b < rows_at(p_, from);
+          states[k] = inside ? h + (first_row(p_, from) + b) * p_.factor.row
+                             : h0 + b * layer_.initial.row;
+        }
+      };
+      sum_of_products(q, rows, p_.H, s_.hidden_gradient, accumulate,
+                      static_cast<C*>(layer_.weight_hh_bar) + g * p_.H * p_.H, previous);
+    }
+    if (layer_.weight_ih_bar) {
+      const C* x = static_cast<const C*>(layer_.x);
+      const auto inputs = [&](int64_t r, int64_t count, const C** xs) {
+        for (int64_t k = 0; k < count; ++k) xs[k] = x + (r + k) * layer_.I;
+      };
+      sum_of_products(q, rows, layer_.I, s_.input_gradient, accumulate,
+                      static_cast<C*>(layer_.weight_ih_bar) + g * p_.H * layer_.I, inputs);
+    }
+    if (layer_.bias_bar) {
+      sum_of_rows(q, rows.end - rows.begin, accumulate,
+                  static_cast<C*>(layer_.bias_bar) + g * p_.H);
+    }
+  }
+
+  // c (+)= sum over the rows r of q_r y_r^T. `find(r, count, y)` says where the rows y_r, of
+  // `columns` each, are.
+  template <class F>
+  void sum_of_products(const C* q, Rows rows, int64_t columns, int widest, bool accumulate, C* c,
+                       const F& find) const {
+    if (columns == 0) return;
+    const int64_t panels = panel_count(padded(columns) / L, widest);
+    // Threads share the columns, or, where there are too few, the hidden units.
+    const bool by_columns = panels >= size_;
+    const int64_t own = by_columns ? rank_ : 0, of = by_columns ? size_ : 1;
+    const Rows units = by_columns ? Rows{0, p_.H} : share_of({0, p_.H});
+    const int64_t end = part_begin(panels, of, own + 1);
+    const int64_t step = std::max<int64_t>(1, kSumVectors / widest);
+    for (int64_t first = part_begin(panels, of, own); first < end; first += step) {
+      sum_to_panels(q, rows, columns, widest, {first, std::min(end, first + step)}, units,
+                    accumulate, c, find);
+    }
+  }
+
+  template <class F>
+  void sum_to_panels(const C* q, Rows rows, int64_t columns, int widest, Rows panels, Rows units,
+                     bool accumulate, C* c, const F& find) const {
+    const int64_t vectors = padded(columns) / L;
+    int64_t r = rows.begin;
+    do {
+      const int64_t K = std::min(kSumBlock, rows.end - r);
+      const C* y[kSumBlock];
+      find(r, K, y);
+      C* to = panel_;
+      for (int64_t index = panels.begin; index < panels.end; ++index) {
+        const Panel panel = panel_of(0, vectors, widest, index);
+        pack_rows(y, K, panel, columns, to);
+        to += K * panel.width * L;
+      }
+      const Result<C> result{c, columns, nullptr, accumulate || r > rows.begin};
+      const C* a = q + (r - rows.begin) * p_.out.row;
+      // All these columns of a block of rows before the next block: c is gone through once.
+      for_each_block(widest, units.begin, units.end, [&](int64_t unit, int count) {
+        const C* from = panel_;
+        for (int64_t index = panels.begin; index < panels.end; ++index) {
+          const Panel panel = panel_of(0, vectors, widest, index);
+          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, panel, columns, result);
+          from += K * panel.width * L;
+        }
+      });
+      r += K;
+    } while (r < rows.end);
+  }
+
+  static void pack_rows(const C* const* rows, int64_t count, const Panel& panel, int64_t columns,
+                        C* to) {
+    for (int64_t k = 0; k < count; ++k) {
+      int64_t column = panel.vector * L;
+      for (int j = 0; j < panel.width; ++j, column += L, to += L) {
+        const int n = static_cast<int>(std::min(L, columns - column));
+        store_aligned(to, load<C, C>(rows[k] + column, n));
+      }
+    }
+  }
+
+  // c (+)= sum of the rows of q, this thread's vectors of it.
+  void sum_of_rows(const C* q, int64_t count, bool accumulate, C* c) const {
+    const int64_t vectors = padded(p_.H) / L;
+    const int64_t end = part_begin(vectors, size_, rank_ + 1);
+    for (int64_t v = part_begin(vectors, size_, rank_); v < end; ++v) {
+      const int n = static_cast<int>(std::min(L, p_.H - v * L));
+      Vec<C> total{};
+      for (int64_t first = 0; first < count; first += kSumBlock) {
+        Vec<C> sum[4] = {};
+        const int64_t last = std::min(count, first + kSumBlock);
+        for (int64_t r = first; r < last; ++r) {
+          sum[r & 3] += load<C, C>(q + r * p_.out.row + v * L, n);
+        }
+        total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      }
+      if (accumulate) total += load<C, C>(c + v * L, n);
+      store<C, C>(c + v * L, n, total);
+    }
+  }
+
+  const Layer& layer_;
+  const Problem& p_;
+  const LayerSchedule& s_;
+  const Workspace& space_;
+  const int32_t rank_, size_;
+  C* input_weights_;
+  C* bias_;
+  C* q_;  // of two chunks, with the strides of walk.out
+  C* panel_;
+};
+
+template <class C>
+void layer_typed(const Layer& layer, const LayerSchedule& schedule, const Workspace& space,
+                 int32_t rank, int32_t size) {
+  LayerShare<C> share(layer, schedule, space, rank, size);
+  if (layer.backward) return share.backward();
+  share.forward();
+}
+
+void layer(const Layer& layer, const LayerSchedule& schedule, const Workspace& space, int32_t rank,
+           int32_t size) {
+  if (layer.walk.type == Type::float64) {
+    return layer_typed<double>(layer, schedule, space, rank, size);
+  }
+  layer_typed<float>(layer, schedule, space, rank, size);
+}
+
+template <class C>
+constexpr Machine machine() {
+  Machine m{};
+  m.lanes = kLanes<C>;
+  for (int i = 0; i < 9; ++i) m.rows[i] = kTileRows[i];
+  return m;
+}
