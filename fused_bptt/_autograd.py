@@ -76,7 +76,9 @@ class Layer(torch.autograd.Function):
 
     The input projection is in the same node of the graph as the recurrence: six nodes instead of
     one would cost a short sequence more than its arithmetic does, and u need not be kept.
-    Backward is BPTT; it needs nothing saved but x and h.
+    Backward is BPTT; it needs nothing saved but x and h. Where the library has a whole layer in one
+    operator, that is used; where it has not, and for a graph of the gradients, the recurrence and
+    its adjoint are, with torch's own products around them.
     """
 
     @staticmethod
@@ -88,12 +90,16 @@ class Layer(torch.autograd.Function):
         directions: int,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        weight_ih, weight_hh, bias = _stack(parameters, directions)
+        weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
+        if _ops.has_layer(x):
+            return _ops.layer(
+                x, weight_ih, weight_hh, bias_ih, bias_hh, h0, batch_sizes, directions - 1, phi
+            )
         transposed = weight_ih.t()
-        if bias is None:
+        if bias_ih is None or bias_hh is None:
             rows = torch.mm(_rows(x), transposed)
         else:
-            rows = torch.addmm(bias, _rows(x), transposed)
+            rows = torch.addmm(bias_ih + bias_hh, _rows(x), transposed)
         # u, until the recurrence overwrites it. Not a view of rows, as F.linear would give:
         # autograd refuses every change in place of a view that a node returns.
         h = _ops.unsafe_view(rows, [*x.shape[:-1], weight_ih.size(0)])
@@ -103,47 +109,98 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, h0, batch_sizes, ctx.phi, ctx.directions, *parameters = inputs
-        ctx.save_for_backward(output[0], x, h0, batch_sizes, *parameters)
+        weights = [weight for weight in parameters if weight.dim() == 2]
+        ctx.save_for_backward(output[0], x, h0, batch_sizes, *weights)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        output, x, h0, batch_sizes, *parameters = ctx.saved_tensors
-        directions = ctx.directions
-        need_x, need_h0, _, _, _, *need = ctx.needs_input_grad
-        weight_ih, weight_hh, _ = _stack(parameters, directions, biases=False)
-        h = _split(output, directions)
-
-        # q_t = φ'(h_t) ⊙ (g_t + W_hhᵀ q_{t+1}) is the cotangent of u_t, W_hhᵀ q_1 that of h_0.
-        q, h0_bar = linear_recurrence(
-            h,
-            None if g is None else _split(g, directions),
-            weight_hh,
+        h, x, h0, batch_sizes, *weights = ctx.saved_tensors
+        need_x, _, _, _, _, *need = ctx.needs_input_grad
+        step = len(need) // ctx.directions
+        biases = [any(need[i::step]) for i in range(2, step)]
+        gradients = layer_backward(
+            g,
             g_n,
+            h,
+            x,
+            *_stack(weights, ctx.directions)[:2],
+            h0,
             batch_sizes,
-            directions - 1,
+            ctx.directions - 1,
             ctx.phi,
-            True,
+            need_x,
+            any(need[0::step]),
+            any(need[1::step]),
+            any(biases),
         )
-        rows, x_rows = _rows(q.flatten(-2) if directions > 1 else q), _rows(x)
+        x_bar, h0_bar, *of_parameters, bias_bar = gradients
+        of_parameters += [bias_bar if needed else None for needed in biases]
+        if ctx.directions == 2:
+            parts = [(None,) * 2 if bar is None else _halves(bar) for bar in of_parameters]
+            of_parameters = [part[direction] for direction in range(2) for part in parts]
+        return x_bar, h0_bar, None, None, None, *of_parameters
 
-        step = len(parameters) // directions
-        grads: list[Tensor | None] = [None] * len(parameters)
-        if any(need[0::step]):  # Σ_t q_t x_tᵀ
-            grads[0::step] = _parts(torch.mm(rows.t(), x_rows), directions)
-        if any(need[1::step]):  # Σ_t q_t h_{t-1}ᵀ
-            steps = Steps(x, batch_sizes, directions, directions - 1)
-            grads[1::step] = steps.sums_of_products(rows, _rows(output), h0)
-        if step == 4 and any(need[2::step] + need[3::step]):  # Σ_t q_t, the same for both biases
-            grads[2::step] = grads[3::step] = _parts(rows.sum(0), directions)
-        return (
-            torch.mm(rows, weight_ih).view(*x.shape) if need_x else None,
-            h0_bar if need_h0 else None,
-            None,
-            None,
-            None,
-            *grads,
+
+def layer_backward(
+    g: Tensor | None,
+    g_n: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    phi: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, ...]:
+    """:func:`fused_bptt._ops.layer_backward`, differentiable, on every device and dtype."""
+    if _ops.has_layer(x) and not torch.is_grad_enabled():
+        return _ops.layer_backward(
+            g,
+            g_n,
+            h,
+            x,
+            weight_ih,
+            weight_hh,
+            h0,
+            batch_sizes,
+            reverse_groups,
+            phi,
+            need_x,
+            need_weight_ih,
+            need_weight_hh,
+            need_bias,
         )
+    directions = reverse_groups + 1
+    # q_t = φ'(h_t) ⊙ (g_t + W_hhᵀ q_{t+1}) is the cotangent of u_t, W_hhᵀ q_1 that of h_0.
+    q, h0_bar = linear_recurrence(
+        _split(h, directions),
+        None if g is None else _split(g, directions),
+        weight_hh,
+        g_n,
+        batch_sizes,
+        reverse_groups,
+        phi,
+        True,
+    )
+    rows = _rows(q.flatten(-2) if directions > 1 else q)
+    weight_hh_bar = None
+    if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
+        steps = Steps(x, batch_sizes, directions, reverse_groups)
+        sums = steps.sums_of_products(rows, _rows(h), h0)
+        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums)
+    return (
+        torch.mm(rows, weight_ih).view(*x.shape) if need_x else None,
+        h0_bar,
+        torch.mm(rows.t(), _rows(x)) if need_weight_ih else None,  # Σ_t q_t x_tᵀ
+        weight_hh_bar,
+        rows.sum(0) if need_bias else None,  # Σ_t q_t
+    )
 
 
 class LinearRecurrence(torch.autograd.Function):
@@ -208,18 +265,14 @@ class LinearRecurrence(torch.autograd.Function):
         )
 
 
-def _stack(
-    parameters: Sequence[Tensor], directions: int, biases: bool = True
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), b_ih + b_hh [D * H]."""
-    step = len(parameters) // directions
-    bias = None
-    if biases and step == 4:
-        sums = [parameters[i + 2] + parameters[i + 3] for i in range(0, len(parameters), step)]
-        bias = sums[0] if directions == 1 else torch.cat(sums)
+def _stack(parameters: Sequence[Tensor], directions: int) -> tuple[Tensor | None, ...]:
+    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), b_ih and b_hh [D * H] or None."""
     if directions == 1:
-        return parameters[0], parameters[1], bias
-    return torch.cat(tuple(parameters[0::step])), torch.stack(tuple(parameters[1::step])), bias
+        return (*parameters, None, None)[:4]
+    step = len(parameters) // directions
+    weight_ih, weight_hh, *biases = (tuple(parameters[i::step]) for i in range(step))
+    joined = [torch.cat(bias) for bias in biases] or [None, None]
+    return torch.cat(weight_ih), torch.stack(weight_hh), *joined
 
 
 def _split(x: Tensor, directions: int) -> Tensor:
@@ -229,9 +282,9 @@ def _split(x: Tensor, directions: int) -> Tensor:
     return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
 
 
-def _parts(x: Tensor, directions: int) -> Sequence[Tensor]:
-    """[D * H, ...] as D tensors [H, ...]."""
-    return (x,) if directions == 1 else x.chunk(directions)
+def _halves(x: Tensor) -> Sequence[Tensor]:
+    """[2, H, H] or [2 * H, ...] as two tensors [H, ...]."""
+    return x.unbind() if x.dim() == 3 else x.chunk(2)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 
 _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
+_layer = torch.ops.fused_bptt.layer.default
+_layer_backward = torch.ops.fused_bptt.layer_backward.default
 
 #: A tensor of another shape in the same memory that autograd does not take for a view.
 unsafe_view = torch.ops.aten._unsafe_view.default
@@ -95,6 +97,95 @@ def linear_recurrence(
     )
 
 
+_LAYER_DTYPES = (torch.float32, torch.float64)
+
+
+def has_layer(x: Tensor) -> bool:
+    """Whether :func:`layer` and :func:`layer_backward` exist for the device and dtype of x."""
+    return x.device.type == "cpu" and x.dtype in _LAYER_DTYPES
+
+
+def layer(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+) -> tuple[Tensor, Tensor]:
+    """u_t = W_ih x_t + b_ih + b_hh, then the recurrence; CPU, float32 and float64; no autograd.
+
+    Args:
+        x: [T, B, I], or packed rows [N, I] with ``batch_sizes``.
+        weight_ih: [G * H, I].
+        weight_hh: [G, H, H]; or [H, H] for one group.
+        bias_ih, bias_hh: [G * H] both, or None both.
+        h0: [G, B, H].
+        batch_sizes, reverse_groups, nonlinearity: as in :func:`recurrence_`.
+
+    Returns:
+        h [T, B, G * H] or [N, G * H]; and each row's last h, [G, B, H].
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _layer(  # type: ignore[no-any-return]
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h0, batch_sizes, reverse_groups, nonlinearity
+    )
+
+
+def layer_backward(
+    g: Tensor | None,
+    g_last: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """BPTT of :func:`layer`; no autograd.
+
+    Args:
+        g: cotangent of h, of its shape, any strides; or None for zero.
+        g_last: cotangent of the last h, [G, B, H]; or None for zero.
+        h: what :func:`layer` returned first; the arguments after it are those it was given.
+        need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
+
+    Returns:
+        The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
+        the shape of its tensor; None where it is not needed.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _layer_backward(  # type: ignore[no-any-return]
+        g,
+        g_last,
+        h,
+        x,
+        weight_ih,
+        weight_hh,
+        h0,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        need_x,
+        need_weight_ih,
+        need_weight_hh,
+        need_bias,
+    )
+
+
 @torch.library.register_fake("fused_bptt::recurrence_")  # type: ignore[untyped-decorator]
 def _(
     u: Tensor,
@@ -128,6 +219,49 @@ def _(
         batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
     groups = weight.size(0) if weight.dim() == 3 else 1
     return factor.new_empty(factor.shape), factor.new_empty(groups, batch, factor.size(-1))
+
+
+@torch.library.register_fake("fused_bptt::layer")  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+) -> tuple[Tensor, Tensor]:
+    _check_devices(x, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+    return x.new_empty(*x.shape[:-1], weight_ih.size(0)), h0.new_empty(h0.shape)
+
+
+@torch.library.register_fake("fused_bptt::layer_backward")  # type: ignore[untyped-decorator]
+def _(
+    g: Tensor | None,
+    g_last: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
+    return (
+        x.new_empty(x.shape) if need_x else None,
+        h0.new_empty(h0.shape),
+        x.new_empty(weight_ih.shape) if need_weight_ih else None,
+        x.new_empty(weight_hh.shape) if need_weight_hh else None,
+        x.new_empty(weight_ih.size(0)) if need_bias else None,
+    )
 
 
 def _check_devices(*tensors: Tensor | None) -> None:
