@@ -118,7 +118,6 @@ class Layer(torch.autograd.Function):
         h, x, h0, batch_sizes, *weights = ctx.saved_tensors
         need_x, _, _, _, _, *need = ctx.needs_input_grad
         step = len(need) // ctx.directions
-        biases = [any(need[i::step]) for i in range(2, step)]
         gradients = layer_backward(
             g,
             g_n,
@@ -132,13 +131,17 @@ class Layer(torch.autograd.Function):
             need_x,
             any(need[0::step]),
             any(need[1::step]),
-            any(biases),
+            step == 4 and any(need[2::step] + need[3::step]),
         )
-        x_bar, h0_bar, *of_parameters, bias_bar = gradients
-        of_parameters += [bias_bar if needed else None for needed in biases]
-        if ctx.directions == 2:
-            parts = [(None,) * 2 if bar is None else _halves(bar) for bar in of_parameters]
-            of_parameters = [part[direction] for direction in range(2) for part in parts]
+        x_bar, h0_bar, *bars = gradients
+        ways = [bars] if ctx.directions == 1 else zip(*map(_halves, bars), strict=True)
+        # The two biases have one gradient, and the very same tensor: only then does torch see that
+        # each parameter needs a copy of its own.
+        of_parameters = [
+            bar
+            for weight_ih_bar, weight_hh_bar, bias_bar in ways
+            for bar in (weight_ih_bar, weight_hh_bar, bias_bar, bias_bar)[:step]
+        ]
         return x_bar, h0_bar, None, None, None, *of_parameters
 
 
@@ -282,8 +285,10 @@ def _split(x: Tensor, directions: int) -> Tensor:
     return x.view(*x.shape[:-1], directions, x.size(-1) // directions)
 
 
-def _halves(x: Tensor) -> Sequence[Tensor]:
-    """[2, H, H] or [2 * H, ...] as two tensors [H, ...]."""
+def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
+    """[2, H, H] or [2 * H, ...] as two tensors [H, ...]; of nothing, nothing twice."""
+    if x is None:
+        return None, None
     return x.unbind() if x.dim() == 3 else x.chunk(2)
 
 

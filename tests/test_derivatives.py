@@ -14,7 +14,7 @@ from tolerance import Named, assert_close
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 import fused_bptt
 from fused_bptt import _autograd
@@ -118,15 +118,26 @@ PRODUCTS = {
     "bias": 0,
     "hx": 0,  # W_hhᵀ q_1 is where the walk ends
 }
+
+
+@register_flop_formula(torch.ops.fused_bptt.layer_backward)
+def _(*shapes: Any, out_shape: Any) -> int:
+    """Of the products of a whole layer's backward, those whose results it returns."""
+    x_bar, _, weight_ih_bar, weight_hh_bar, _ = out_shape
+    returned = {"x": x_bar, "weight_ih": weight_ih_bar, "weight_hh": weight_hh_bar}
+    return sum(PRODUCTS[name] for name, shape in returned.items() if shape is not None)
+
+
 ASKED = [names for n in (1, 2, 4, 5) for names in itertools.combinations(LEAVES, n)]
 
 
 @pytest.mark.parametrize("asked", ASKED, ids="+".join)
-def test_only_what_is_asked_for_is_computed(asked: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["layer", "recurrence"])
+def test_only_what_is_asked_for_is_computed(asked: tuple[str, ...], dtype: torch.dtype) -> None:
     """The dense products of backward are those of the gradients that are asked for."""
     case = Case("asked", T=T, B=B, I=I, H=H)
-    module = case.module(fused_bptt.RNN)
-    x, hx = case.inputs()
+    module = case.module(fused_bptt.RNN, dtype)
+    x, hx = case.inputs(dtype)
     leaves = {
         "x": [x],
         "hx": [hx],
