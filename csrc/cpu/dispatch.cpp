@@ -55,12 +55,13 @@ void start(const Kernels& kernels, const Problem& p, const Layer* layer, int64_t
   const int64_t bytes = compute_bytes(p.type);
   const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
   const int64_t carry_stride = odd_lines(columns, bytes);
-  const Buffer weights = allocate(p.G * p.H * columns * bytes);
-  const Buffer carry = allocate(p.G * 2 * p.B * carry_stride * bytes);
-  const Buffer of_layer = allocate(products);
+  const int64_t weights = round_up(p.G * p.H * columns * bytes, 64);
+  const int64_t carry = p.G * 2 * p.B * carry_stride * bytes;
+  const Scratch scratch(weights + carry + products);
+  std::byte* const at = scratch.data();
   const std::unique_ptr<Barrier[]> barriers(new Barrier[static_cast<size_t>(threads) + 1]);
-  const Workspace space{weights.get(),  carry.get(), carry_stride, of_layer.get(),
-                        &barriers[0],   &barriers[1]};
+  const Workspace space{at,           at + weights, carry_stride, at + weights + carry,
+                        &barriers[0], &barriers[1]};
   Call call{kernels, p, layer, space, {}, threads};
   if (threads == 1) {
     work(0, 1, &call);

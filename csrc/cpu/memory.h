@@ -42,4 +42,30 @@ inline Buffer allocate(int64_t bytes) {
   return buffer;
 }
 
+// Working memory of one call at a time. A thread keeps a small one for its next call: memory that
+// goes back to the system after each call, and comes anew, can cost more than the call itself.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    thread_local Kept kept;
+    if (bytes > kMostKept) {
+      own_ = allocate(bytes);
+      data_ = own_.get();
+      return;
+    }
+    if (bytes > kept.bytes) kept = {allocate(bytes), bytes};
+    data_ = kept.buffer.get();
+  }
+  std::byte* data() const { return data_; }
+
+ private:
+  struct Kept {
+    Buffer buffer;
+    int64_t bytes = -1;
+  };
+  static constexpr int64_t kMostKept = int64_t{16} << 20;
+  Buffer own_;
+  std::byte* data_;
+};
+
 }  // namespace fused_bptt
