@@ -156,7 +156,8 @@ inline void read_steps(Bridged& bridged, const Tensor& model,
   int64_t rows = 0;
   for (int64_t t = 0; t < p.T; ++t) {
     check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
-          "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ", t);
+          "batch_sizes: expected numbers >= 0 that never increase, got ", values[t], " at step ",
+          t);
     bridged.first_rows.push_back(rows);
     check(values[t] <= model.size(0) - rows, "batch_sizes: expected a sum of N = ", model.size(0),
           ", got more by step ", t);
@@ -290,8 +291,8 @@ inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const
   p.type = type_of("x", x);
   check(p.type == Type::float32 || p.type == Type::float64,
         "x: expected dtype float32 or float64, got ", toString(x.scalar_type()));
-  check(nonlinearity == 1 || nonlinearity == 2,
-        "nonlinearity: expected 1 (tanh) or 2 (relu), got ", nonlinearity);
+  check(nonlinearity == 1 || nonlinearity == 2, "nonlinearity: expected 1 (tanh) or 2 (relu), got ",
+        nonlinearity);
   p.phi = static_cast<Phi>(nonlinearity);
   check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
         ", got ", reverse_groups);
@@ -340,8 +341,8 @@ inline BridgedLayer bridge_layer_forward(const Tensor& x, const Tensor& weight_i
                                          const std::optional<Tensor>& bias_hh, const Tensor& h0,
                                          const std::optional<Tensor>& batch_sizes,
                                          int64_t reverse_groups, int64_t nonlinearity) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                                      nonlinearity);
+  BridgedLayer bridged =
+      bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity);
   Problem& p = bridged.problem;
   check(bias_ih.has_value() == bias_hh.has_value(),
         "bias_ih, bias_hh: expected both or none, got one");
@@ -365,8 +366,8 @@ inline BridgedLayer bridge_layer_backward(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                                      nonlinearity);
+  BridgedLayer bridged =
+      bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
   const std::vector<int64_t> shape = shape_of_layer(p, x);
@@ -388,16 +389,16 @@ inline BridgedLayer bridge_layer_backward(
     check_like("g_last", *g_last, "x", x);
     p.initial = state_of(with_unit_stride(bridged, *g_last));
   }
-  const auto gradient = [&](bool need, std::optional<Tensor>& to, const std::vector<int64_t>& size) {
+  const auto gradient = [&](bool need, std::optional<Tensor>& to,
+                            const std::vector<int64_t>& size) {
     if (need) to = empty(size, x);
     return need ? to->mutable_data_ptr() : nullptr;
   };
   layer.backward = true;
   layer.x_bar = gradient(need_x, bridged.x_bar, {x.sizes().begin(), x.sizes().end()});
   layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
-  layer.weight_hh_bar =
-      gradient(need_weight_hh, bridged.weight_hh_bar,
-               {weight_hh.sizes().begin(), weight_hh.sizes().end()});
+  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar,
+                                 {weight_hh.sizes().begin(), weight_hh.sizes().end()});
   layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
   layer.walk = p;
   return bridged;

@@ -18,8 +18,8 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint) -> "
       "(Tensor, Tensor)");
   // A whole layer on the CPU, float32 or float64: u = x W_ih^T + b_ih + b_hh, then the recurrence.
-  // x [T, B, I] or [N, I]; weight_ih [G * H, I]; weight_hh [G, H, H] or [H, H]; biases [G * H]. Gives
-  // h [T, B, G * H] or [N, G * H], and each row's last h.
+  // x [T, B, I] or [N, I]; weight_ih [G * H, I]; weight_hh [G, H, H] or [H, H]; biases [G * H].
+  // Gives h [T, B, G * H] or [N, G * H], and each row's last h.
   m.def(
       "layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
       "Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity) -> (Tensor, Tensor)");

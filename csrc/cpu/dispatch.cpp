@@ -131,9 +131,8 @@ void run(const Kernels& kernels, const Problem& p, int32_t available, ParallelFo
 void run(const Kernels& kernels, const Layer& layer, int32_t available, ParallelFor parallel_for) {
   const Problem& p = layer.walk;
   const Machine& machine = machine_of(kernels, p.type);
-  const int32_t threads =
-      worthwhile_threads(p, machine, compute_bytes(p.type), std::max(available, 1),
-                         product_cycles(layer, machine));
+  const int32_t threads = worthwhile_threads(
+      p, machine, compute_bytes(p.type), std::max(available, 1), product_cycles(layer, machine));
   run_with(kernels, layer, threads, parallel_for);
 }
 
@@ -163,8 +162,7 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   if (layer.backward) {
     p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
   }
-  const int64_t weights =
-      layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
+  const int64_t weights = layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
   const int64_t q = layer.backward ? 2 * steps * p.B * q_row : 0;
   const int64_t elements =
       p.G * (weights + columns + q) + threads * kSumBlock * kSumVectors * lanes;

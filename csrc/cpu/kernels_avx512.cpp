@@ -39,6 +39,7 @@ constexpr int kVectorBytes = 64;
 
 }  // namespace
 
-extern const Kernels kernels_avx512 = {"avx512", machine<float>(), machine<double>(), &walk, &layer};
+extern const Kernels kernels_avx512 = {"avx512", machine<float>(), machine<double>(), &walk,
+                                       &layer};
 
 }  // namespace fused_bptt

@@ -28,6 +28,7 @@ constexpr int kVectorBytes = 16;
 
 }  // namespace
 
-extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk, &layer};
+extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk,
+                                         &layer};
 
 }  // namespace fused_bptt

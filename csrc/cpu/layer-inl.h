@@ -112,7 +112,8 @@ class LayerShare {
       const int64_t column = panel.vector * L;
       const int n = static_cast<int>(std::min(L, p_.H - column));
       const int64_t at = g * p_.H + column;
-      store_aligned(bias_ + g * padded(p_.H) + column, load<C, C>(ih + at, n) + load<C, C>(hh + at, n));
+      store_aligned(bias_ + g * padded(p_.H) + column,
+                    load<C, C>(ih + at, n) + load<C, C>(hh + at, n));
     });
   }
 
@@ -143,7 +144,8 @@ class LayerShare {
     int64_t time;
     const Rows rows = rows_of_chunk(p_, g, i, s_.steps, &time);
     if (layer_.x_bar) {
-      // A row's gradient is the sum over the groups, which may be at the same rows: they take turns.
+      // A row's gradient is the sum over the groups, which may be at the same rows: they take
+      // turns.
       const Result<C> x_bar{static_cast<C*>(layer_.x_bar), layer_.I, nullptr, p_.G > 1};
       multiply_rows(q, p_.out.row, rows.begin, rows, p_.H, g, layer_.I, x_bar);
       if (g + 1 < p_.G) space_.everyone->wait(size_);
@@ -160,8 +162,8 @@ class LayerShare {
           const int64_t b = r - first_row(p_, t);
           const int64_t from = backwards ? t + 1 : t - 1;
           const bool inside = from >= 0 && from < p_.T && b < rows_at(p_, from);
-          states[k] = inside ? h + (first_row(p_, from) + b) * p_.factor.row
-                             : h0 + b * layer_.initial.row;
+          states[k] =
+              inside ? h + (first_row(p_, from) + b) * p_.factor.row : h0 + b * layer_.initial.row;
         }
       };
       sum_of_products(q, rows, p_.H, s_.hidden_gradient, accumulate,

@@ -53,9 +53,9 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
                const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
                int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                bool need_bias) {
-  const BridgedLayer bridged = bridge_layer_backward(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      need_weight_ih, need_weight_hh, need_bias);
+  const BridgedLayer bridged =
+      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                            nonlinearity, need_x, need_weight_ih, need_weight_hh, need_bias);
   solve(bridged.layer);
   return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
           bridged.bias_bar};

@@ -18,7 +18,7 @@ constexpr double kL3BytesPerCycle = 9;
 constexpr double kL2Bytes = 1.25 * 1024 * 1024;  // of W: the rest of the cache is for rows
 
 // Rows of a sequence that a layer projects, walks and multiplies in turn.
-constexpr int64_t kChunkRows = 256;
+constexpr int64_t kChunkRows = 512;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -95,13 +95,13 @@ Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t c
   return choose(problem, machine, compute_bytes, threads).schedule;
 }
 
-LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine,
-                                  int64_t compute_bytes, int32_t threads) {
+LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
+                                  int32_t threads) {
   const Problem& p = layer.walk;
   LayerSchedule s{};
   s.walk = make_schedule(p, machine, compute_bytes, threads);
-  s.steps = std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1,
-                                std::max<int64_t>(p.T, 1));
+  s.steps =
+      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1, std::max<int64_t>(p.T, 1));
   const int64_t hidden = divide_up(p.H, machine.lanes), input = divide_up(layer.I, machine.lanes);
   s.input_panel = panel_for(s.steps * p.B, layer.backward ? input : hidden, machine);
   s.hidden_gradient = panel_for(p.H, hidden, machine);
@@ -122,7 +122,8 @@ int32_t worthwhile_threads(const Problem& problem, const Machine& machine, int64
   // Powers of two and the whole machine: the curve is flat between them.
   for (int32_t threads = 2; threads < 2 * available; threads *= 2) {
     const int32_t n = std::min(threads, available);
-    const double cycles = kRegion + divisible / n + choose(problem, machine, compute_bytes, n).cycles;
+    const double cycles =
+        kRegion + divisible / n + choose(problem, machine, compute_bytes, n).cycles;
     if (cycles < 0.95 * best_cycles) {
       best = n;
       best_cycles = cycles;

@@ -27,10 +27,10 @@ struct Schedule {
 // How a layer's walk and products take turns.
 struct LayerSchedule {
   Schedule walk;
-  int64_t steps;               // of a chunk
-  int32_t input_panel;         // widest panels, in vectors: of u or x_bar,
-  int32_t hidden_gradient;     // of W_hh_bar
-  int32_t input_gradient;      // and of W_ih_bar
+  int64_t steps;            // of a chunk
+  int32_t input_panel;      // widest panels, in vectors: of u or x_bar,
+  int32_t hidden_gradient;  // of W_hh_bar
+  int32_t input_gradient;   // and of W_ih_bar
 };
 
 // Rows of a sum over time that are added up in one chain, and at most packed at once.
@@ -41,8 +41,8 @@ constexpr int64_t kSumVectors = 8;
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                        int32_t threads);
 
-LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine,
-                                  int64_t compute_bytes, int32_t threads);
+LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
+                                  int32_t threads);
 
 // Cycles of a layer's products on one core; they divide evenly among threads.
 double product_cycles(const Layer& layer, const Machine& machine);

@@ -131,9 +131,7 @@ class Walk {
   int64_t group() const { return slice_.group; }
 
  private:
-  int64_t time_of(int64_t i) const {
-    return walks_backwards(p_, slice_.group) ? p_.T - 1 - i : i;
-  }
+  int64_t time_of(int64_t i) const { return walks_backwards(p_, slice_.group) ? p_.T - 1 - i : i; }
   int64_t rows_of_step(int64_t i) const { return i < p_.T ? rows_at(p_, time_of(i)) : 0; }
 
   // An initial state that is to be multiplied is carried like any other. An adjoint walk begins
@@ -302,9 +300,9 @@ class Walk {
   const Epilogue<S, C> epilogue_;
   const C* weights_;
   C* carry_;
-  int64_t next_ = 0;       // the step that comes next, in the order of the walk
-  int64_t carried_ = 0;    // rows that have a step behind them
-  S* out_ = nullptr;       // where row 0 of the sequence is or would be
+  int64_t next_ = 0;     // the step that comes next, in the order of the walk
+  int64_t carried_ = 0;  // rows that have a step behind them
+  S* out_ = nullptr;     // where row 0 of the sequence is or would be
 };
 
 // Packs this thread's share of every group's weights: the columns that it will itself read, dealt
@@ -339,8 +337,8 @@ void pack_share(const Problem& p, const Schedule& schedule, const Workspace& spa
 // The walks that thread `rank` takes part in, one after the other: its team's share of the groups
 // and row parts.
 template <class S, class C>
-std::vector<Walk<S, C>> walks_of(const Problem& p, const Schedule& schedule,
-                                 const Workspace& space, int32_t rank) {
+std::vector<Walk<S, C>> walks_of(const Problem& p, const Schedule& schedule, const Workspace& space,
+                                 int32_t rank) {
   constexpr int64_t L = kLanes<C>;
   const int64_t vectors = (p.H + L - 1) / L;
   const int32_t columns = schedule.column_parts;
