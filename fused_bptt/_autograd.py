@@ -118,12 +118,14 @@ class Layer(torch.autograd.Function):
         h, x, h0, batch_sizes, *weights = ctx.saved_tensors
         need_x, _, _, _, _, *need = ctx.needs_input_grad
         step = len(need) // ctx.directions
+        weight_ih, weight_hh, _, _ = _stack(weights, ctx.directions)
         gradients = layer_backward(
             g,
             g_n,
             h,
             x,
-            *_stack(weights, ctx.directions)[:2],
+            weight_ih,
+            weight_hh,
             h0,
             batch_sizes,
             ctx.directions - 1,
@@ -268,14 +270,20 @@ class LinearRecurrence(torch.autograd.Function):
         )
 
 
-def _stack(parameters: Sequence[Tensor], directions: int) -> tuple[Tensor | None, ...]:
-    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), b_ih and b_hh [D * H] or None."""
-    if directions == 1:
-        return (*parameters, None, None)[:4]
+def _stack(
+    parameters: Sequence[Tensor], directions: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), and the biases [D * H] if any."""
     step = len(parameters) // directions
+    bias_ih = bias_hh = None
+    if directions == 1:
+        if step == 4:
+            bias_ih, bias_hh = parameters[2], parameters[3]
+        return parameters[0], parameters[1], bias_ih, bias_hh
     weight_ih, weight_hh, *biases = (tuple(parameters[i::step]) for i in range(step))
-    joined = [torch.cat(bias) for bias in biases] or [None, None]
-    return torch.cat(weight_ih), torch.stack(weight_hh), *joined
+    if biases:
+        bias_ih, bias_hh = torch.cat(biases[0]), torch.cat(biases[1])
+    return torch.cat(weight_ih), torch.stack(weight_hh), bias_ih, bias_hh
 
 
 def _split(x: Tensor, directions: int) -> Tensor:

@@ -1,5 +1,6 @@
 // Whole layers without Torch: every ISA of this machine, forward and backward, against plain loops
-// in double. Each buffer is a heap block of its exact size, so that a sanitizer sees a step outside.
+// in double. Each buffer is a heap block of its exact size, so that a sanitizer sees a step
+// outside.
 //
 // Built and run by tests/test_native.py under AddressSanitizer with UBSan, and ThreadSanitizer.
 #include <algorithm>
@@ -42,7 +43,7 @@ struct Operands {
 struct Options {
   Phi phi;
   bool transposed;
-  bool biases;  // forward
+  bool biases;     // forward
   bool g, g_last;  // backward
 };
 
@@ -136,9 +137,8 @@ Expected backward(Layer layer, const Shape& shape) {
   const auto* h = static_cast<const double*>(p.factor.data);
   for (int64_t g = 0; g < p.G; ++g) {
     for (int64_t b = 0; b < p.B; ++b) {
-      const double* previous =
-          static_cast<const double*>(layer.initial.data) + g * layer.initial.group +
-          b * layer.initial.row;
+      const double* previous = static_cast<const double*>(layer.initial.data) +
+                               g * layer.initial.group + b * layer.initial.row;
       for (int64_t i = 0; i < p.T; ++i) {
         const bool backwards = g >= p.G - p.reverse_groups;
         const int64_t t = backwards ? p.T - 1 - i : i;
@@ -242,9 +242,11 @@ void check_case(const Case& c, int64_t I, Type type, double tolerance) {
   Operands<S> operands(shape, I, random);
   const auto data = [](Operand<S>& operand) { return data_of(operand); };
   const auto wide = [](Operand<S>& operand) { return wide_of(operand); };
-  const std::string name = name_of(c) + " I=" + std::to_string(I) + (sizeof(S) == 4 ? " float" : "");
+  const std::string name =
+      name_of(c) + " I=" + std::to_string(I) + (sizeof(S) == 4 ? " float" : "");
 
-  for (const Options& options : {Options{Phi::tanh, false, true}, Options{Phi::relu, true, false}}) {
+  for (const Options& options : {Options{Phi::tanh, false, true, false, false},
+                                 Options{Phi::relu, true, false, false, false}}) {
     const Expected expected = forward(layer_of(shape, I, operands, options, false, wide), shape);
     check<S>(name + " forward", layer_of(shape, I, operands, options, false, data), shape, {kAll},
              expected, tolerance);

@@ -24,7 +24,9 @@ inline void threads(int64_t n, void (*f)(int64_t, int64_t, void*), void* context
 }
 
 // One thread is handed everything, as in a nested parallel region.
-inline void alone(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) { f(0, n, context); }
+inline void alone(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) {
+  f(0, n, context);
+}
 
 struct Case {
   int64_t T, B, G, H, reverse_groups;
