@@ -1,19 +1,23 @@
 """The derivatives of the two primitives: the table of docs/design.md, and nothing else.
 
 Notation: h, s, q, v, u are sequences [T, B, G, H] (packed: [N, G, H]); W is weight [G, H, H].
-Both primitives are closed under differentiation, so every order of reverse mode runs in the same
-two kernels; what is left are dense products over all steps.
+Both primitives are closed under differentiation, so derivatives of every order, in both modes, run
+in the same two kernels; what is left are dense products over all steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _ops
+from ._batching import batched
 from ._steps import Steps
 
 
@@ -42,9 +46,28 @@ def layer(
     Raises:
         RuntimeError: a shape, dtype or device is not as above.
     """
+    if _transformed():  # one node fewer is not worth a second set of rules
+        weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
+        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+        u = _split(F.linear(x, weight_ih, bias), directions)
+        h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
+        return h if directions == 1 else h.flatten(-2), h_n
     if torch.is_grad_enabled():
         return _apply(Layer, x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return]
     return Layer.forward(x, h0, batch_sizes, phi, directions, *parameters)
+
+
+def recurrence(
+    u: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    phi: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fused_bptt._ops.recurrence_` on a copy of u, differentiable in u, weight and h0."""
+    function = Recurrence if torch.compiler.is_compiling() else RecurrenceJvp
+    return _apply(function, u, weight, h0, batch_sizes, reverse_groups, phi)  # type: ignore[no-any-return]
 
 
 def linear_recurrence(
@@ -59,9 +82,25 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.linear_recurrence`, differentiable in factor, v, weight and s0."""
     args = (factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint)
-    if torch.is_grad_enabled():
-        return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() or _transformed():
+        function = LinearRecurrence if torch.compiler.is_compiling() else LinearRecurrenceJvp
+        return _apply(function, *args)  # type: ignore[no-any-return]
     return _ops.linear_recurrence(*args)
+
+
+def _transformed(*cotangents: Tensor | None) -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
+
+    Or whether the cotangents are many at once, as ``torch.autograd.grad(is_grads_batched=True)``
+    gives them.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    many = any(is_batched(value) for value in cotangents if value is not None)
+    return many or forward_ad._current_level >= 0
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -164,7 +203,7 @@ def layer_backward(
     need_bias: bool,
 ) -> tuple[Tensor | None, ...]:
     """:func:`fused_bptt._ops.layer_backward`, differentiable, on every device and dtype."""
-    if _ops.has_layer(x) and not torch.is_grad_enabled():
+    if _ops.has_layer(x) and not torch.is_grad_enabled() and not _transformed(g, g_n):
         return _ops.layer_backward(
             g,
             g_n,
@@ -193,7 +232,7 @@ def layer_backward(
         phi,
         True,
     )
-    rows = _rows(q.flatten(-2) if directions > 1 else q)
+    rows = _rows(q.reshape(h.shape))
     weight_hh_bar = None
     if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
         steps = Steps(x, batch_sizes, directions, reverse_groups)
@@ -206,6 +245,86 @@ def layer_backward(
         weight_hh_bar,
         rows.sum(0) if need_bias else None,  # Σ_t q_t
     )
+
+
+class Recurrence(torch.autograd.Function):
+    """h_t = φ(u_t + W h_{t-1}) alone."""
+
+    @staticmethod
+    def forward(
+        u: Tensor,
+        weight: Tensor,
+        h0: Tensor,
+        batch_sizes: Tensor | None,
+        reverse_groups: int,
+        phi: int,
+    ) -> tuple[Tensor, Tensor]:
+        h = u.clone(memory_format=torch.contiguous_format)
+        return h, _ops.recurrence_(h, weight, h0, batch_sizes, reverse_groups, phi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, weight, h0, batch_sizes, ctx.reverse_groups, ctx.phi = inputs
+        saved = (output[0], weight, h0, batch_sizes)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, weight, h0, batch_sizes = ctx.saved_tensors
+        _, need_weight, *_ = ctx.needs_input_grad
+        q, h0_bar = linear_recurrence(
+            h, g, weight, g_n, batch_sizes, ctx.reverse_groups, ctx.phi, True
+        )
+        weight_bar = None
+        if need_weight:
+            weight_bar = _sum_of_products(q, h, h0, weight, batch_sizes, ctx.reverse_groups)
+        return q, weight_bar, h0_bar, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        u: Tensor,
+        weight: Tensor,
+        h0: Tensor,
+        batch_sizes: Tensor | None,
+        reverse_groups: int,
+        phi: int,
+    ) -> Any:
+        def walk(
+            sequences: Sequence[Tensor | None],
+            weight: Tensor,
+            h0: Tensor | None,
+            batch_sizes: Tensor | None,
+            reverse_groups: int,
+        ) -> tuple[Tensor, Tensor]:
+            (u,) = sequences
+            assert u is not None and h0 is not None
+            return recurrence(u, weight, h0, batch_sizes, reverse_groups, phi)
+
+        return batched(
+            walk, info.batch_size, (u,), weight, h0, in_dims[:3], batch_sizes, reverse_groups
+        )
+
+
+class RecurrenceJvp(Recurrence):
+    """With forward mode. A class of its own: Dynamo refuses a function that defines ``jvp``."""
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, u_dot: Tensor | None, weight_dot: Tensor | None, h0_dot: Tensor | None, *_: Any
+    ) -> tuple[Tensor, Tensor]:
+        with forward_ad._set_fwd_grad_enabled(True):
+            h, weight, h0, batch_sizes = _primals(ctx.saved_tensors)
+            v = u_dot
+            if weight_dot is not None:
+                steps = Steps(h, batch_sizes, _groups(weight), ctx.reverse_groups)
+                v = _add(v, _multiply(steps.previous(h, h0), weight_dot.mT))
+            return linear_recurrence(
+                h, v, weight, h0_dot, batch_sizes, ctx.reverse_groups, ctx.phi, False
+            )
 
 
 class LinearRecurrence(torch.autograd.Function):
@@ -229,7 +348,9 @@ class LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         factor, v, weight, s0, batch_sizes, ctx.reverse_groups, ctx.derivative, ctx.adjoint = inputs
-        ctx.save_for_backward(output[0], factor, v, weight, s0, batch_sizes)
+        saved = (output[0], factor, v, weight, s0, batch_sizes)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -244,8 +365,7 @@ class LinearRecurrence(torch.autograd.Function):
         # adjoint y_t = d_t ⊙ (. + r_t), r_t = Wᵀ y_{t+1} from r_T.
         x, y, x_in, y_in = (p, s, c, v) if ctx.adjoint else (s, p, v, c)
         x_0, r_last = (c_last, s0) if ctx.adjoint else (s0, c_last)
-        groups = weight.size(0) if weight.dim() == 3 else 1
-        steps = Steps(s, batch_sizes, groups, reverse)
+        steps = Steps(s, batch_sizes, _groups(weight), reverse)
 
         factor_bar = None
         if need_factor and ctx.derivative != _ops.RELU:  # [h > 0] has derivative zero
@@ -254,10 +374,8 @@ class LinearRecurrence(torch.autograd.Function):
             d_bar = (before if x_in is None else before + x_in) * (r if y_in is None else r + y_in)
             factor_bar = d_bar if ctx.derivative == _ops.GIVEN else -2 * factor * d_bar
         weight_bar = None
-        if need_weight:  # Σ_t y_t x_{t-1}ᵀ
-            rows = (steps.rows, groups * weight.size(-1))
-            sums = steps.sums_of_products(y.reshape(rows), x.reshape(rows), x_0)
-            weight_bar = torch.stack(sums) if weight.dim() == 3 else sums[0]
+        if need_weight:
+            weight_bar = _sum_of_products(y, x, x_0, weight, batch_sizes, reverse)
         return (
             factor_bar,
             p if need_v else None,
@@ -268,6 +386,96 @@ class LinearRecurrence(torch.autograd.Function):
             None,
             None,
         )
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        factor: Tensor,
+        v: Tensor | None,
+        weight: Tensor,
+        s0: Tensor | None,
+        batch_sizes: Tensor | None,
+        reverse_groups: int,
+        derivative: int,
+        adjoint: bool,
+    ) -> Any:
+        def walk(
+            sequences: Sequence[Tensor | None],
+            weight: Tensor,
+            s0: Tensor | None,
+            batch_sizes: Tensor | None,
+            reverse_groups: int,
+        ) -> tuple[Tensor, Tensor]:
+            factor, v = sequences
+            assert factor is not None
+            return linear_recurrence(
+                factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
+            )
+
+        return batched(
+            walk,
+            info.batch_size,
+            (factor, v),
+            weight,
+            s0,
+            in_dims[:4],
+            batch_sizes,
+            reverse_groups,
+        )
+
+
+class LinearRecurrenceJvp(LinearRecurrence):
+    """With forward mode; see :class:`RecurrenceJvp`."""
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any,
+        factor_dot: Tensor | None,
+        v_dot: Tensor | None,
+        weight_dot: Tensor | None,
+        s0_dot: Tensor | None,
+        *_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        with forward_ad._set_fwd_grad_enabled(True):
+            # ṡ_t = e_t + d_t ⊙ (v̇_t + Ẇ s_{t-1} + W ṡ_{t-1}) with e_t = ḋ_t ⊙ (v_t + W s_{t-1}). So ṡ - e
+            # is a linear recurrence with the same d and W, driven by v̇_t + Ẇ s_{t-1} + W e_{t-1}.
+            s, factor, v, weight, s0, batch_sizes = _primals(ctx.saved_tensors)
+            reverse, derivative, adjoint = ctx.reverse_groups, ctx.derivative, ctx.adjoint
+            steps = Steps(s, batch_sizes, _groups(weight), reverse)
+            # W x: rows times Wᵀ, or times W in the adjoint, where the transpose is in the equation.
+            W, W_dot = (
+                matrix if adjoint or matrix is None else matrix.mT
+                for matrix in (weight, weight_dot)
+            )
+
+            e = None
+            if factor_dot is not None and derivative != _ops.RELU:
+                d_dot = factor_dot if derivative == _ops.GIVEN else -2 * factor * factor_dot
+                if adjoint:
+                    before = steps.following(_multiply(s, W), s0)
+                else:
+                    before = _multiply(steps.previous(s, s0), W)
+                e = d_dot * _add(v, before)
+
+            carried = None  # Ẇ s_t + W e_t, which enters the step after t
+            if weight_dot is not None and not adjoint:
+                carried = _multiply(steps.previous(s, s0), W_dot)
+            elif weight_dot is not None:
+                carried = _multiply(s, W_dot)
+            if e is not None:
+                carried = _add(carried, _multiply(e if adjoint else steps.previous(e, None), W))
+            drive = v_dot
+            if carried is not None:
+                drive = _add(v_dot, steps.following(carried, None) if adjoint else carried)
+            s_dot, last_dot = linear_recurrence(
+                factor, drive, weight, s0_dot, batch_sizes, reverse, derivative, adjoint
+            )
+            if adjoint and carried is not None:
+                last_dot = last_dot + steps.first(carried)
+            if not adjoint and e is not None:
+                last_dot = last_dot + steps.last(e)
+            return _add(e, s_dot), last_dot
 
 
 def _stack(
@@ -286,6 +494,43 @@ def _stack(
     return torch.cat(weight_ih), torch.stack(weight_hh), bias_ih, bias_hh
 
 
+def _primals(saved: Sequence[Tensor | None]) -> list[Any]:
+    """Of what ``jvp`` finds saved, the values without the tangents that ``jvp`` is to make.
+
+    torch calls ``jvp`` with forward mode off, so tangents of tangents would be lost: zero instead
+    of a second derivative. With forward mode on, the saved tensors' own tangents must not count.
+    """
+    return [
+        x if x is None or not x.is_floating_point() else forward_ad.unpack_dual(x, level=0).primal
+        for x in saved
+    ]
+
+
+def _groups(weight: Tensor) -> int:
+    """G of weight [G, H, H]; 1 of [H, H]."""
+    return weight.size(0) if weight.dim() == 3 else 1
+
+
+def _add(x: Tensor | None, y: Tensor) -> Tensor:
+    """x + y, where nothing is zero."""
+    return y if x is None else x + y
+
+
+def _sum_of_products(
+    y: Tensor,
+    x: Tensor,
+    x0: Tensor | None,
+    weight: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+) -> Tensor:
+    """Σ_t y_t x_{t-1}ᵀ of each group, with x_0 before its first step; of weight's shape."""
+    steps = Steps(x, batch_sizes, _groups(weight), reverse_groups)
+    rows = (steps.rows, _groups(weight) * weight.size(-1))
+    sums = steps.sums_of_products(y.reshape(rows), x.reshape(rows), x0)
+    return torch.stack(sums) if weight.dim() == 3 else sums[0]
+
+
 def _split(x: Tensor, directions: int) -> Tensor:
     """[..., D * H] as [..., D, H]; one direction is not told apart."""
     if directions == 1:
@@ -302,7 +547,7 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
 
 def _rows(x: Tensor) -> Tensor:
     """[..., N] as [rows, N]."""
-    return x if x.dim() == 2 else x.flatten(0, -2)
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.size(-1))
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -73,6 +73,21 @@ class Steps:
         """r_{t+1} in the order of each walk, to r_T [G, B, H] or zero; of r's shape and dtype."""
         return self._shifted(r, r_last, to_later=False)
 
+    def first(self, x: Tensor) -> Tensor:
+        """Each sequence's row of x at the first step of its walk, [G, B, H]; zero if T = 0."""
+        return self._ends(x, at_start=True)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Each sequence's row of x at the last step of its walk, [G, B, H]; zero if T = 0."""
+        return self._ends(x, at_start=False)
+
+    def _ends(self, x: Tensor, at_start: bool) -> Tensor:
+        rows = x.reshape(self.rows, self.groups, -1)
+        if self.rows == 0:
+            return x.new_zeros(self.groups, self.batch, x.size(-1))
+        parts = [self._start(rows[:, a:b], backwards == at_start) for a, b, backwards in self.ways]
+        return torch.cat(parts, dim=1).transpose(0, 1)
+
     def _shifted(self, x: Tensor, end: Tensor | None, to_later: bool) -> Tensor:
         if self.rows == 0:
             return x

@@ -134,8 +134,8 @@ class LayerShare {
     for (int64_t index = 0; index < panel_count(vectors, s_.input_panel); ++index) {
       const Panel panel = panel_of(0, vectors, s_.input_panel, index);
       multiply_panel(a - first * row, row, 1, own.begin, own.end,
-                     input_weights_ + (g * padded(columns) + panel.vector * L) * K, K, panel,
-                     columns, c);
+                     input_weights_ + (g * padded(columns) + panel.vector * L) * K, K, K,
+                     panel, columns, c);
     }
   }
 
@@ -224,7 +224,8 @@ class LayerShare {
         const C* from = panel_;
         for (int64_t index = panels.begin; index < panels.end; ++index) {
           const Panel panel = panel_of(0, vectors, widest, index);
-          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, panel, columns, result);
+          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, kSumChain, panel,
+                         columns, result);
           from += K * panel.width * L;
         }
       });
@@ -250,9 +251,9 @@ class LayerShare {
     for (int64_t v = part_begin(vectors, size_, rank_); v < end; ++v) {
       const int n = static_cast<int>(std::min(L, p_.H - v * L));
       Vec<C> total{};
-      for (int64_t first = 0; first < count; first += kSumBlock) {
+      for (int64_t first = 0; first < count; first += kSumChain) {
         Vec<C> sum[4] = {};
-        const int64_t last = std::min(count, first + kSumBlock);
+        const int64_t last = std::min(count, first + kSumChain);
         for (int64_t r = first; r < last; ++r) {
           sum[r & 3] += load<C, C>(q + r * p_.out.row + v * L, n);
         }

@@ -205,16 +205,26 @@ void ask_for(const Result<C>& c, int64_t first_row, int rows, int width, int64_t
   }
 }
 
-// c[i, :] = sum over k of a[i, k] * w[k, :] for the rows [begin, end) and one panel.
+// c[i, :] = sum over k of a[i, k] * w[k, :] for the rows [begin, end) and one panel. Chains of at most
+// `chain` multiply-adds are added up.
 template <class C>
 void multiply_panel(const C* a, int64_t row, int64_t column, int64_t begin, int64_t end,
-                    const C* panel, int64_t K, const Panel& at, int64_t columns,
+                    const C* panel, int64_t K, int64_t chain, const Panel& at, int64_t columns,
                     const Result<C>& c) {
   constexpr int L = kLanes<C>;
+  alignas(64) C sums[kMostTile<C>];
   alignas(64) C z[kMostTile<C>];
   for_each_block(at.width, begin, end, [&](int64_t i, int rows) {
     ask_for(c, i, rows, at.width, at.vector * L);
-    kProducts<C>.tile[at.width][rows](a + i * row, row, column, panel, K, z, at.width * L);
-    put(z, rows, at.width, columns, at.vector * L, c, i);
+    const Product<C> tile = kProducts<C>.tile[at.width][rows];
+    tile(a + i * row, row, column, panel, std::min(K, chain), sums, at.width * L);
+    for (int64_t k = chain; k < K; k += chain) {
+      tile(a + i * row + k * column, row, column, panel + k * at.width * L, std::min(K - k, chain), z,
+           at.width * L);
+      for (int j = 0; j < rows * at.width; ++j) {
+        store_aligned(sums + j * L, load_aligned(sums + j * L) + load_aligned(z + j * L));
+      }
+    }
+    put(sums, rows, at.width, columns, at.vector * L, c, i);
   });
 }

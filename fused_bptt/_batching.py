@@ -1,0 +1,86 @@
+"""vmap of the two primitives: an additional dimension becomes batch rows or groups.
+
+Where the weights are the same for all, the dimension is more rows of the batch; where each has its
+own, as in an ensemble, it is more groups. Either way it is one call of the same kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+#: (sequences, weight, state, batch_sizes, reverse_groups) to (sequence, state).
+Walk = Callable[
+    [Sequence[Tensor | None], Tensor, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor]
+]
+
+
+def batched(
+    walk: Walk,
+    size: int,
+    sequences: Sequence[Tensor | None],
+    weight: Tensor,
+    state: Tensor | None,
+    dims: Sequence[int | None],
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """``walk`` over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
+
+    Args:
+        walk: one of the primitives, on [T, B, G, H] or [N, G, H], weight [G, H, H], state [G, B, H].
+        size: length of the additional dimension.
+        sequences, weight, state: with the additional dimension where ``dims`` says.
+        dims: of each sequence, the weight and the state; None where there is none.
+        batch_sizes: int64 [T] when packed, of one member; the same for all.
+        reverse_groups: of one member.
+
+    Returns:
+        The sequence and the state with the additional dimension in front, and (0, 0).
+    """
+    *sequence_dims, weight_dim, state_dim = dims
+    grouped = weight.dim() - (weight_dim is not None) == 3
+    rows = 2 if batch_sizes is None else 1  # dimensions that count rows: T and B, or N
+    into_groups = weight_dim is not None
+
+    def fold_sequence(x: Tensor | None, dim: int | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if not grouped:
+            x = x.unsqueeze(-2)
+        if into_groups:  # [n, ..., G, H] to [..., G * n, H]
+            return x.movedim(0, -2).flatten(-3, -2)
+        return x.movedim(0, rows).flatten(rows - 1, rows)
+
+    def fold_state(x: Tensor | None, dim: int | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if into_groups:  # [n, G, B, H] to [G * n, B, H]
+            return x.transpose(0, 1).flatten(0, 1)
+        return x.movedim(0, 2).flatten(1, 2)
+
+    if into_groups:
+        members = weight.movedim(weight_dim, 0)
+        folded = members.transpose(0, 1).flatten(0, 1) if grouped else members
+        reverse_groups *= size
+    else:
+        folded = weight if grouped else weight.unsqueeze(0)
+        batch_sizes = None if batch_sizes is None else batch_sizes * size
+    groups = folded.size(0) // (size if into_groups else 1)
+    h, last = walk(
+        [fold_sequence(x, dim) for x, dim in zip(sequences, sequence_dims, strict=True)],
+        folded,
+        fold_state(state, state_dim),
+        batch_sizes,
+        reverse_groups,
+    )
+    if into_groups:
+        h = h.unflatten(-2, (groups, size)).movedim(-2, 0)
+        last = last.unflatten(0, (groups, size)).transpose(0, 1)
+    else:
+        h = h.unflatten(rows - 1, (-1, size)).movedim(rows, 0)
+        last = last.unflatten(1, (-1, size)).movedim(2, 0)
+    return (h if grouped else h.squeeze(-2), last), (0, 0)
