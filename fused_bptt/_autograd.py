@@ -301,7 +301,8 @@ class Recurrence(torch.autograd.Function):
             reverse_groups: int,
         ) -> tuple[Tensor, Tensor]:
             (u,) = sequences
-            assert u is not None and h0 is not None
+            assert u is not None
+            assert h0 is not None
             return recurrence(u, weight, h0, batch_sizes, reverse_groups, phi)
 
         return batched(
@@ -313,7 +314,7 @@ class RecurrenceJvp(Recurrence):
     """With forward mode. A class of its own: Dynamo refuses a function that defines ``jvp``."""
 
     @staticmethod
-    def jvp(  # type: ignore[override]
+    def jvp(
         ctx: Any, u_dot: Tensor | None, weight_dot: Tensor | None, h0_dot: Tensor | None, *_: Any
     ) -> tuple[Tensor, Tensor]:
         with forward_ad._set_fwd_grad_enabled(True):
@@ -429,7 +430,7 @@ class LinearRecurrenceJvp(LinearRecurrence):
     """With forward mode; see :class:`RecurrenceJvp`."""
 
     @staticmethod
-    def jvp(  # type: ignore[override]
+    def jvp(
         ctx: Any,
         factor_dot: Tensor | None,
         v_dot: Tensor | None,
@@ -437,51 +438,46 @@ class LinearRecurrenceJvp(LinearRecurrence):
         s0_dot: Tensor | None,
         *_: Any,
     ) -> tuple[Tensor, Tensor]:
+        # ṡ_t = e_t + d_t ⊙ (v̇_t + Ẇ s_{t-1} + W ṡ_{t-1}) with e_t = ḋ_t ⊙ (v_t + W s_{t-1}). So
+        # ṡ - e is a linear recurrence with the same d and W, driven by v̇_t + Ẇ s_{t-1} + W e_{t-1}.
+        # Likewise the adjoint, with Wᵀ and the step after in place of the step before.
         with forward_ad._set_fwd_grad_enabled(True):
-            # ṡ_t = e_t + d_t ⊙ (v̇_t + Ẇ s_{t-1} + W ṡ_{t-1}) with e_t = ḋ_t ⊙ (v_t + W s_{t-1}). So ṡ - e
-            # is a linear recurrence with the same d and W, driven by v̇_t + Ẇ s_{t-1} + W e_{t-1}.
             s, factor, v, weight, s0, batch_sizes = _primals(ctx.saved_tensors)
-            reverse, derivative, adjoint = ctx.reverse_groups, ctx.derivative, ctx.adjoint
-            steps = Steps(s, batch_sizes, _groups(weight), reverse)
-            # W x: rows times Wᵀ, or times W in the adjoint, where the transpose is in the equation.
-            W, W_dot = (
-                matrix if adjoint or matrix is None else matrix.mT
-                for matrix in (weight, weight_dot)
-            )
+            derivative, adjoint = ctx.derivative, ctx.adjoint
+            steps = Steps(s, batch_sizes, _groups(weight), ctx.reverse_groups)
+
+            def carried(matrix: Tensor, x: Tensor, end: Tensor | None) -> Tensor:
+                """What each step is handed: W x_{t-1}; or Wᵀ x_{t+1}, `end` after the last."""
+                if adjoint:
+                    return steps.following(_multiply(x, matrix), end)
+                return _multiply(steps.previous(x, end), matrix.mT)
 
             e = None
             if factor_dot is not None and derivative != _ops.RELU:
                 d_dot = factor_dot if derivative == _ops.GIVEN else -2 * factor * factor_dot
-                if adjoint:
-                    before = steps.following(_multiply(s, W), s0)
-                else:
-                    before = _multiply(steps.previous(s, s0), W)
-                e = d_dot * _add(v, before)
-
-            carried = None  # Ẇ s_t + W e_t, which enters the step after t
-            if weight_dot is not None and not adjoint:
-                carried = _multiply(steps.previous(s, s0), W_dot)
-            elif weight_dot is not None:
-                carried = _multiply(s, W_dot)
-            if e is not None:
-                carried = _add(carried, _multiply(e if adjoint else steps.previous(e, None), W))
+                e = d_dot * _add(v, carried(weight, s, s0))
             drive = v_dot
-            if carried is not None:
-                drive = _add(v_dot, steps.following(carried, None) if adjoint else carried)
+            if weight_dot is not None:
+                none = None if adjoint else s0  # s0 of the adjoint has been multiplied already
+                drive = _add(drive, carried(weight_dot, s, none))
+            if e is not None:
+                drive = _add(drive, carried(weight, e, None))
             s_dot, last_dot = linear_recurrence(
-                factor, drive, weight, s0_dot, batch_sizes, reverse, derivative, adjoint
+                factor, drive, weight, s0_dot, batch_sizes, ctx.reverse_groups, derivative, adjoint
             )
-            if adjoint and carried is not None:
-                last_dot = last_dot + steps.first(carried)
-            if not adjoint and e is not None:
-                last_dot = last_dot + steps.last(e)
+            if adjoint and weight_dot is not None:
+                last_dot = last_dot + steps.first(_multiply(s, weight_dot))
+            if e is not None:
+                last_dot = last_dot + (
+                    steps.first(_multiply(e, weight)) if adjoint else steps.last(e)
+                )
             return _add(e, s_dot), last_dot
 
 
 def _stack(
     parameters: Sequence[Tensor], directions: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), and the biases [D * H] if any."""
+    """weight_ih [D * H, I], weight_hh [D, H, H] ([H, H] if D = 1), biases [D * H] or None."""
     step = len(parameters) // directions
     bias_ih = bias_hh = None
     if directions == 1:
@@ -501,7 +497,7 @@ def _primals(saved: Sequence[Tensor | None]) -> list[Any]:
     of a second derivative. With forward mode on, the saved tensors' own tangents must not count.
     """
     return [
-        x if x is None or not x.is_floating_point() else forward_ad.unpack_dual(x, level=0).primal
+        x if x is None or not x.is_floating_point() else forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-untyped-call]
         for x in saved
     ]
 

@@ -29,7 +29,7 @@ def batched(
     """``walk`` over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
 
     Args:
-        walk: one of the primitives, on [T, B, G, H] or [N, G, H], weight [G, H, H], state [G, B, H].
+        walk: a primitive, on [T, B, G, H] or [N, G, H], weight [G, H, H], state [G, B, H].
         size: length of the additional dimension.
         sequences, weight, state: with the additional dimension where ``dims`` says.
         dims: of each sequence, the weight and the state; None where there is none.
@@ -62,14 +62,13 @@ def batched(
             return x.transpose(0, 1).flatten(0, 1)
         return x.movedim(0, 2).flatten(1, 2)
 
-    if into_groups:
+    if weight_dim is not None:
         members = weight.movedim(weight_dim, 0)
         folded = members.transpose(0, 1).flatten(0, 1) if grouped else members
         reverse_groups *= size
     else:
         folded = weight if grouped else weight.unsqueeze(0)
         batch_sizes = None if batch_sizes is None else batch_sizes * size
-    groups = folded.size(0) // (size if into_groups else 1)
     h, last = walk(
         [fold_sequence(x, dim) for x, dim in zip(sequences, sequence_dims, strict=True)],
         folded,
@@ -78,9 +77,13 @@ def batched(
         reverse_groups,
     )
     if into_groups:
-        h = h.unflatten(-2, (groups, size)).movedim(-2, 0)
-        last = last.unflatten(0, (groups, size)).transpose(0, 1)
+        h, last = _unfold(h, h.dim() - 2, size), _unfold(last, 0, size)
     else:
-        h = h.unflatten(rows - 1, (-1, size)).movedim(rows, 0)
-        last = last.unflatten(1, (-1, size)).movedim(2, 0)
+        h, last = _unfold(h, rows - 1, size), _unfold(last, 1, size)
     return (h if grouped else h.squeeze(-2), last), (0, 0)
+
+
+def _unfold(x: Tensor, dim: int, size: int) -> Tensor:
+    """[..., n * size, ...] as [size, ..., n, ...]."""
+    shape = x.shape
+    return x.view(*shape[:dim], shape[dim] // size, size, *shape[dim + 1 :]).movedim(dim + 1, 0)

@@ -1,4 +1,4 @@
-"""Transforms of torch.func and forward mode, against a loop over time in plain torch, in float64."""
+"""Transforms of torch.func and forward mode, against a loop over time in plain torch."""
 
 from __future__ import annotations
 
