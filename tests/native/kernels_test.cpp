@@ -48,8 +48,7 @@ void check(const Kernels& kernels, const Case& c, Type type, double tolerance) {
         const S nan = std::numeric_limits<S>::quiet_NaN();
         std::fill(out.get(), out.get() + elements, nan);
         std::fill(last.get(), last.get() + states, nan);
-        // The engine itself would not wake threads for work so small.
-        run_with(kernels, p, count, loop);
+        run_in_new_memory(kernels, p, count, loop);
         // The bits depend neither on how many threads there are nor on how many of them come.
         if (count == 1 && loop == &threads) {
           first.assign(out.get(), out.get() + elements);

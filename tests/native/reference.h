@@ -28,6 +28,13 @@ inline void alone(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) 
   f(0, n, context);
 }
 
+// With so many threads: the engine itself would not wake them for work so small. Called by a thread
+// that has kept no working memory of an earlier call, larger than what this one needs.
+template <class P>
+void run_in_new_memory(const Kernels& kernels, const P& problem, int32_t count, ParallelFor loop) {
+  std::thread([&] { run_with(kernels, problem, count, loop); }).join();
+}
+
 struct Case {
   int64_t T, B, G, H, reverse_groups;
   std::vector<int64_t> batch_sizes;  // empty: padded
