@@ -156,7 +156,6 @@ def test_nothing_of_one_kind(size: str, G: int) -> None:
 
 
 @pytest.mark.usefixtures("new_memory_is_nan")
-@pytest.mark.xfail(strict=True, reason="x_bar of no groups is not written")
 def test_no_group_at_all() -> None:
     """Of no group there is no output, and x has no effect."""
     p = Layer(4, 3, 2, 5, G=0)

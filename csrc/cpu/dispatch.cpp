@@ -146,7 +146,7 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   Layer layer = given;
   Problem& p = layer.walk;
   const int64_t bytes = compute_bytes(p.type);
-  if (p.H == 0) {  // what is not empty then is zero
+  if (p.H == 0 || p.G == 0) {  // what is not empty then is zero
     if (layer.x_bar) std::memset(layer.x_bar, 0, static_cast<size_t>(layer.rows * layer.I * bytes));
     return;
   }
