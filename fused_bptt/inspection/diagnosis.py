@@ -24,6 +24,9 @@ Numbers = Mapping[str, Any] | Callable[[nn.RNNBase, Tensor, Tensor | None], Mapp
 #: Two mistakes at once are tried up to this many steps, with truncations up to the second number.
 _PAIR_STEPS, _PAIR_WINDOW = 32, 3
 
+#: What a table shows at most of an array.
+_TABLE_STEPS, _TABLE_ROWS = 12, 8
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -356,36 +359,36 @@ def _what_would_tell(given: Sequence[Given], explanations: Sequence[_Explanation
 
 
 def _table(given: Sequence[Given], right: Results, explanations: Sequence[_Explanation]) -> str:
-    """A row for each gradient or step: yours, the right one, and the mistake's."""
-    columns = ["", "yours", "right"]
-    single = explanations[0] if len(explanations) == 1 else None
-    if single is not None:
-        columns.append(" + ".join(single.names))
-    rows = [columns]
+    """Yours beside the right ones, a line for each row of an array; a cross where they differ."""
+    yours = "yours"
+    if len(explanations) == 1:
+        yours += f", which {' + '.join(explanations[0].names)} gives"
+    rows = [("", yours, "right")]
     for each in given:
-        theirs = _value(each, right)
-        modelled = None if single is None else _value(each, single.results)
-        if each.per_step:
-            order = range(len(theirs) - 1, -1, -1)
-            for t in order if len(theirs) <= 12 else [*order][:12]:
-                row = [f"{each.label}, step {t + 1}", *_cells(each, t, theirs)]
-                rows.append(row if modelled is None else [*row, words.numbers(modelled[t])])
-        else:
-            row = [each.label, *_cells(each, None, theirs)]
-            rows.append(row if modelled is None else [*row, words.numbers(modelled)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+        theirs, close = _value(each, right), each.close(_value(each, right))
+        if not each.per_step:
+            rows += _rows(each.label, each.values, theirs, close)
+            continue
+        for t in reversed(range(max(0, len(theirs) - _TABLE_STEPS), len(theirs))):
+            rows += _rows(f"{each.label}, step {t + 1}", each.values[t], theirs[t], close[t])
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
 
 
-def _cells(given: Given, t: int | None, right: Tensor) -> list[str]:
-    values, close = given.values, given.close(right)
-    if t is not None:
-        values, close, right = values[t], close[t], right[t]
-    mark = "" if close.all() else "  ✗"
-    return [words.numbers(values) + mark, words.numbers(right)]
+def _rows(label: str, yours: Tensor, right: Tensor, close: Tensor) -> list[tuple[str, str, str]]:
+    if yours.size(-1) == 1 or yours.dim() == 1:  # a column is written as a row
+        yours, right, close = (each.reshape(1, -1) for each in (yours, right, close))
+    else:
+        yours, right, close = (each.flatten(0, -2) for each in (yours, right, close))
+    rows = []
+    for i in range(min(len(yours), _TABLE_ROWS)):
+        cross = "" if close[i].all() else "  ✗"
+        cells = words.numbers(yours[i]) + cross, words.numbers(right[i])
+        rows.append((label if i == 0 else "", *cells))
+    return rows
 
 
 # What is read.

@@ -59,15 +59,10 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
-def numbers(values: Tensor, most: int = 6) -> str:
-    """The entries of a tensor, row after row, as many as ``most``; rows parted by semicolons."""
-    flat = values.reshape(-1, values.size(-1)) if values.dim() else values.reshape(1, 1)
-    shown: list[str] = []
-    for row in flat[:most]:
-        shown.append(", ".join(number(value) for value in row[:most].tolist()))
-        if row.numel() > most:
-            shown[-1] += ", ..."
-    return "; ".join(shown) + ("; ..." if len(flat) > most else "")
+def numbers(values: Tensor, most: int = 8) -> str:
+    """The entries of a vector, as many as ``most``."""
+    shown = [number(value) for value in values.flatten()[:most].tolist()]
+    return ", ".join([*shown, "..."] if values.numel() > most else shown)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
