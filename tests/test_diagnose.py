@@ -88,7 +88,7 @@ def test_each_mistake_is_named(nonlinearity: str, mistake: Mistake, given: Any) 
     assert family(nonlinearity, names) == {mistake.family}, found
     assert mistake.line in found.lines
     assert found.wrong_steps
-    assert names[0] in found.table
+    assert "✗" in found.table
 
 
 def test_names_are_unique_and_every_mistake_shows_in_this_case() -> None:
@@ -256,9 +256,7 @@ def test_the_case_of_the_forum(dtype: torch.dtype) -> None:
         "elementwise by (1-h₂²)W_hh; carry q₂ = (q₃ W_hh) ⊙ (1-h₂²) and multiply that by W_hh."
     )
     assert found.lines == ("q[t] = (1 - h[t]**2) * (g[t] + q[t+1] @ W_hh)",)
-    assert found.table.splitlines()[1].split() == (
-        ["weight_ih_l0", "0.5162;", "0.5511", "✗", "0.5053;", "0.5356", "0.5162;", "0.5511"]
-    )
+    assert found.table.splitlines()[1] == "weight_ih_l0  0.5162, 0.5511  ✗  0.5053, 0.5356"
 
 
 def as_in_the_forum(rnn: nn.RNNBase, x: Tensor, hx: Tensor | None) -> dict[str, Tensor]:

@@ -173,7 +173,7 @@ def _judge(case: Case, given: list[Given]) -> Diagnosis:
             tuple(t for t in range(1, case.T + 1) if t not in wrong) if seen else (),
             tuple(wrong),
             notes,
-            _table(given, right, explanations),
+            _table(given, right),
         )
 
     if _all_fit(given, right):
@@ -358,12 +358,9 @@ def _what_would_tell(given: Sequence[Given], explanations: Sequence[_Explanation
     )
 
 
-def _table(given: Sequence[Given], right: Results, explanations: Sequence[_Explanation]) -> str:
+def _table(given: Sequence[Given], right: Results) -> str:
     """Yours beside the right ones, a line for each row of an array; a cross where they differ."""
-    yours = "yours"
-    if len(explanations) == 1:
-        yours += f", which {' + '.join(explanations[0].names)} gives"
-    rows = [("", yours, "right")]
+    rows = [("", "yours", "right")]
     for each in given:
         theirs, close = _value(each, right), each.close(_value(each, right))
         if not each.per_step:
