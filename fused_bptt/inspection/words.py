@@ -54,7 +54,9 @@ def steps(numbers: Iterable[int]) -> str:
 
 def number(value: float) -> str:
     """Four decimals where that shows the number, else three significant digits."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if value == 0:
+        return "0.0000"  # and not -0.0000
+    if 1e-3 <= abs(value) < 1e4:
         return f"{value:.4f}"
     return f"{value:.2e}"
 
@@ -63,6 +65,14 @@ def numbers(values: Tensor, most: int = 8) -> str:
     """The entries of a vector, as many as ``most``."""
     shown = [number(value) for value in values.flatten()[:most].tolist()]
     return ", ".join([*shown, "..."] if values.numel() > most else shown)
+
+
+def matrix(values: Tensor, most: int = 4) -> str:
+    """The rows of a matrix, parted by bars; a vector, or a single column, is one row."""
+    if values.dim() == 1 or values.size(1) == 1:
+        return numbers(values, most)
+    rows = [numbers(row, most) for row in values[:most]]
+    return " | ".join([*rows, "..."] if len(values) > most else rows)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
