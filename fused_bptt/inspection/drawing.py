@@ -204,7 +204,7 @@ def _node(kind: str, x: float, y: float, label: str, values: Tensor | None) -> s
         if len(values) <= _WRITTEN:
             lines = [words.number(value) for value in values.tolist()]
         else:
-            lines = [f"norm {words.number(values.norm().item())}"]
+            lines = [f"norm {values.norm().item():.3g}"]
     title = label if values is None else f"{label} = {_tuple(values)}"
     parts = [
         f'<g class="node {kind}" tabindex="0"><title>{escape(title)}</title>',

@@ -92,7 +92,8 @@ def _the_case(told: Lesson) -> str:
         f"  h_t = {phi}(z_t)",
         "backward, from q_(T+1) = 0",
         "  δ_t = g_t + W_hhᵀ q_(t+1)",
-        f"  q_t = φ'(z_t) ⊙ δ_t,  φ' = {slope}",
+        "  q_t = φ'(z_t) ⊙ δ_t",
+        f"  φ'(z_t) = {slope}",
         "each step's share",
         "  dW_ih += q_t x_tᵀ",
         "  dW_hh += q_t h_(t-1)ᵀ",
@@ -123,7 +124,8 @@ def _graph(told: Lesson) -> str:
         "<h2>The unrolled graph</h2>\n"
         '<p><span class="key"></span> forward, from left to right. '
         '<span class="key back"></span> the gradient, from right to left; the thicker an arrow, '
-        "the larger what it carries. Point at an arrow or a box to see its factor.</p>\n"
+        "the larger what it carries. Point at an arrow or a box to see its factor; "
+        "the numbers are in the table below, too.</p>\n"
         f'<div class="graph">\n{panels}\n</div>\n<p>{escape(found.flow())}</p>'
     )
 
