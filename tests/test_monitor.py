@@ -339,6 +339,8 @@ def test_spectral_radius(size: int) -> None:
     exact = torch.linalg.eigvals(weight).abs().max().item()
     assert found == pytest.approx(exact, rel=0.02)
     assert torch.tensor(estimate(weight * float("nan"))).isnan()
+    assert estimate(weight * 1e35) == pytest.approx(exact * 1e35, rel=0.02)
+    assert estimate(weight * 0) == 0
     assert estimate(weight) == pytest.approx(exact, rel=0.02), "nothing is left of the NaN"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,14 +78,16 @@ class SpectralRadius:
     def __call__(self, weight: Tensor) -> float:
         """The estimate for ``weight`` [H, H]; NaN where a number is not finite."""
         wide = weight.detach().float()
+        scale = wide.abs().max().item()  # out of the powers, which could overflow
+        if not 0 < scale < math.inf:
+            return 0.0 if scale == 0 else math.nan
+        wide = wide / scale
         turns = self._NEXT
         if self._basis is None or self._basis.device != wide.device:
             generator = torch.Generator().manual_seed(0)
             count = min(len(wide), self._VECTORS)
             start = torch.randn(len(wide), count, generator=generator).to(wide)
             self._basis, turns = start, self._FIRST
-        if not wide.isfinite().all():
-            return float("nan")
         basis = self._basis
         for _ in range(turns):
             for _ in range(self._ROUND):
@@ -93,7 +96,7 @@ class SpectralRadius:
         self._basis = basis
         small = (basis.T @ wide @ basis).cpu()
         radius: float = torch.linalg.eigvals(small).abs().max().item()
-        return radius
+        return scale * radius
 
 
 def saturation(h: Tensor, nonlinearity: str) -> float:
