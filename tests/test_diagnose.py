@@ -364,6 +364,121 @@ def test_a_function_is_tried_again_where_one_case_leaves_it_open() -> None:
     assert diagnose(rnn, X, by_hand(W="transposed")).mistakes == (("W_hh not transposed",),)
 
 
+# The mistakes as people write them: their code, and nothing of fused_bptt.
+
+
+def loop(rnn: nn.RNN, x: Tensor, hx: Tensor | None, **wrong: Any) -> dict[str, Tensor]:
+    """BPTT of the sum of all states, in plain code with one thing wrong."""
+    W_ih, W_hh = rnn.weight_ih_l0.detach(), rnn.weight_hh_l0.detach()
+    b = (rnn.bias_ih_l0 + rnn.bias_hh_l0).detach()
+    phi = torch.tanh if rnn.nonlinearity == "tanh" else torch.relu
+    z, h = [], [torch.zeros(x.size(1), len(W_hh), dtype=x.dtype) if hx is None else hx[0]]
+    T = len(x)
+    for t in range(T):
+        z.append(x[t] @ W_ih.T + b + h[t] @ W_hh.T)
+        h.append(phi(z[t]))
+    dW_ih, dW_hh = torch.zeros_like(W_ih), torch.zeros_like(W_hh)
+    db_ih, db_hh = torch.zeros_like(b), torch.zeros_like(b)
+    later = torch.zeros_like(h[0])
+    for t in reversed(range(T)):
+        if wrong.get("loss") == "last" and t < T - 1:
+            delta = later
+        else:
+            delta = torch.ones_like(later) + later
+        if rnn.nonlinearity == "relu":
+            slope = (z[t] >= 0 if wrong.get("slope") == "at zero" else z[t] > 0).double()
+        elif wrong.get("slope") == "z":
+            slope = 1 - z[t] ** 2
+        elif wrong.get("slope") == "tanh(h)":
+            slope = 1 - torch.tanh(h[t + 1]) ** 2
+        else:
+            slope = 1 - h[t + 1] ** 2
+        q = slope * delta
+        share = delta if wrong.get("share") == "delta" else q
+        dW_ih += share.T @ {"-1": x[t - 1], "+1": x[t + 1] if t + 1 < T else 0 * x[t]}.get(
+            wrong.get("input", ""), x[t]
+        )
+        states = h[1:][t - 1] if wrong.get("h") == "wraps" else h[t]
+        dW_hh += share.T @ (h[t + 1] if wrong.get("h") == "t" else states)
+        db_ih += share.sum(0) * wrong.get("bias", 1)
+        db_hh += share.sum(0)
+        if wrong.get("side"):  # the Jacobian with its columns scaled, and not its rows
+            later = torch.stack([(W_hh * slope[row]).T @ delta[row] for row in range(len(delta))])
+        elif wrong.get("transpose"):
+            later = q @ W_hh.T
+        else:
+            later = q @ W_hh
+    return {
+        "weight_ih_l0": dW_ih,
+        "weight_hh_l0": dW_hh,
+        "bias_ih_l0": db_ih,
+        "bias_hh_l0": db_hh,
+    }
+
+
+def windows(rnn: nn.RNN, x: Tensor, hx: Tensor | None, size: int, stale: bool) -> dict[str, Tensor]:
+    """Truncated BPTT with autograd, the gradients of the windows added up."""
+    rnn.zero_grad()
+    state, sums = hx, {name: torch.zeros_like(value) for name, value in rnn.named_parameters()}
+    for part in x.split(size):
+        if not stale:
+            rnn.zero_grad()
+        output, state = rnn(part, state)
+        output.sum().backward()
+        state = state.detach()
+        for name, value in rnn.named_parameters():
+            sums[name] += value.grad
+    rnn.zero_grad()
+    return sums
+
+
+def mean(rnn: nn.RNN, x: Tensor, hx: Tensor | None, over: int) -> dict[str, Tensor]:
+    found = torch.autograd.grad(rnn(x, hx)[0].sum() / over, list(rnn.parameters()))
+    return {name: value for (name, _), value in zip(rnn.named_parameters(), found, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("code", "mistake"),
+    [
+        (functools.partial(loop), None),
+        (functools.partial(loop, slope="z"), "1 - z² for the slope"),
+        (functools.partial(loop, slope="tanh(h)"), "1 - tanh(h)² for the slope"),
+        (functools.partial(loop, loss="last"), "loss on h_T alone"),
+        (functools.partial(loop, side=True), "diag on the wrong side"),
+        (functools.partial(loop, transpose=True), "W_hh not transposed"),
+        (functools.partial(loop, share="delta"), "δ in place of q in the shares"),
+        (functools.partial(loop, input="-1"), "x[t-1] in place of x_t, round the end"),
+        (functools.partial(loop, input="+1"), "x_{t+1} in place of x_t"),
+        (functools.partial(loop, h="t"), "h_t in place of h_{t-1}"),
+        (functools.partial(loop, h="wraps"), "h[-1] in place of h_0"),
+        (functools.partial(loop, bias=0), "bias_ih gradient missing"),
+        (functools.partial(loop, bias=2), "bias_ih gradient doubled"),
+        (functools.partial(windows, size=1, stale=False), "truncated after 1 steps (stopped)"),
+        (functools.partial(windows, size=2, stale=False), "truncated after 2 steps (windows)"),
+        (functools.partial(windows, size=3, stale=True), "stale gradient, windows of 3 (detached)"),
+        (functools.partial(mean, over=2), "divided by 2"),
+        (functools.partial(mean, over=5 * 2 * 4), "divided by 40"),
+    ],
+)
+def test_what_people_write(code: Any, mistake: str | None) -> None:
+    rnn, x, hx = generic("tanh")
+    found = diagnose(rnn, x, code(rnn, x, hx), hx, lambda output, h_n: output.sum())
+    if mistake is None:
+        assert found.verdict == "right"
+    elif code.keywords.get("size") == 1:  # which is truncation to one step in any of its forms
+        assert family("tanh", found.mistakes[0]) == {"truncated 1"}
+    else:
+        assert found.mistakes == ((mistake,),), found
+
+
+def test_the_slope_of_relu_at_zero() -> None:
+    rnn, x, hx = generic("relu")
+    numbers = loop(rnn, x, hx, slope="at zero")
+    found = diagnose(rnn, x, numbers, hx, lambda output, h_n: output.sum())
+    assert found.mistakes == (("relu' at 0 taken as 1",),)
+    assert "torch takes 0 there" in found.sentence
+
+
 # How numbers may be given.
 
 

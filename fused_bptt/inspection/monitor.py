@@ -15,11 +15,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _ops
 from ..functional import rnn as run
-from .readings import Reading, SpectralRadius, saturation
+from .readings import Reading, saturation, spectral_radius
 from .readings import plot as draw
 
-#: Seconds that autograd and the operator take around a reading; measured 0.1 to 0.2 ms.
-_AROUND = 2e-4
+#: What a reading costs beyond its own seconds: as many again, because the steps after it find
+#: caches that it has emptied, and 0.2 ms of autograd around it. Measured, and rounded up.
+_AFTER, _AROUND = 2, 2e-4
 
 _CODES = {"tanh": _ops.TANH, "relu": _ops.RELU}
 
@@ -35,9 +36,9 @@ class GradientMonitor:
     """Reads, now and then in training, how the gradient passes through the steps of an RNN.
 
     A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
-    W_hh, for each layer and direction. The backward sweep is run once more for it, so readings are
-    rationed: by default they take at most a twentieth of the time. Gradients are not changed, and
-    neither is what the module computes.
+    W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
+    so readings are rationed: by default they take at most a twentieth of the time. Gradients are
+    not changed, and neither is what the module computes.
 
     Lower layers are read through the layers above them. Where dropout drops between layers, its
     mask is not known here, and the last layer alone is read. Calls without gradients, and under
@@ -93,8 +94,6 @@ class GradientMonitor:
         self._every, self._cost, self._due = every, cost, 0.0
         self._rnn = weakref.ref(rnn)
         self._nonlinearity = rnn.mode.removeprefix("RNN_").lower()
-        directions = 2 if rnn.bidirectional else 1
-        self._radii = [SpectralRadius() for _ in range(rnn.num_layers * directions)]
         self._calls = torch.zeros((), dtype=torch.int64)
         self._key = next(_keys)
         _monitors[self._key] = self
@@ -185,12 +184,12 @@ class GradientMonitor:
                     bool(direction),
                     _norms(q[..., direction, :], states.batch_sizes),
                     saturation(h[..., direction, :], self._nonlinearity),
-                    self._radii[layer * directions + direction](weights[direction]),
+                    spectral_radius(weights[direction]),
                 )
                 self.readings.append(reading)
                 self._tell(reading)
         end = perf_counter()
-        self._due = end + (end - start + _AROUND) * (1 / self._cost - 1)
+        self._due = end + (_AFTER * (end - start) + _AROUND) * (1 / self._cost - 1)
 
     def _tell(self, reading: Reading) -> None:
         if self._callback is not None:
