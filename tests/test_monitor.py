@@ -202,7 +202,7 @@ def test_readings_are_rationed_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(reading: Reading) -> None:
         now[0] += 1
 
-    monitor = GradientMonitor(rnn, slow)
+    monitor = GradientMonitor(rnn, slow, cost=0.05)
     for _ in range(200):
         loss(*rnn(x, hx)).backward()
         now[0] += 1
