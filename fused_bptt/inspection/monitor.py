@@ -37,8 +37,9 @@ class GradientMonitor:
 
     A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
     W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
-    so readings are rationed: by default they take at most 3 % of the time. Between readings it costs
-    a few microseconds a pass. Gradients are not changed, and neither is what the module computes.
+    so readings are rationed: by default they take at most 3 % of the time. Between readings a pass
+    costs some microseconds more. Gradients are not changed, and neither is what the module
+    computes.
 
     Lower layers are read through the layers above them. Where dropout drops between layers, its
     mask is not known here, and the last layer alone is read. Calls without gradients, and under
@@ -137,11 +138,9 @@ class GradientMonitor:
     def _hook(self, rnn: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Puts a tap behind the module's output in passes that are to be read."""
         compiling = torch.compiler.is_compiling()
-        if not compiling and not (
-            rnn is self._rnn() and result[1].requires_grad and self._is_due()
-        ):
-            return None
         if not result[1].requires_grad or torch._C._are_functorch_transforms_active():
+            return None
+        if not compiling and (rnn is not self._rnn() or not self._is_due()):
             return None
         output, h_n = result
         data = output.data if isinstance(output, PackedSequence) else output
