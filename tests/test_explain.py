@@ -232,6 +232,11 @@ frame.onload = () => {
         if (wide > 1 && high > 4) overlaps.push(a.textContent + " / " + b.textContent);
       }
     });
+    const nodes = [...svg.querySelectorAll(".node rect")].map(box);
+    nodes.forEach((p, i) => nodes.slice(i + 1).forEach(q => {
+      const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+      if (wide > 0 && Math.min(p.bottom, q.bottom) > Math.max(p.top, q.top)) overlaps.push("boxes");
+    }));
     for (const node of svg.querySelectorAll(".node")) {
       const r = box(node.querySelector("rect"));
       for (const t of node.querySelectorAll("text")) {
