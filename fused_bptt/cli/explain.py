@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 LARGEST = 64
 
 _GIVEN = {
-    "weight_ih_l0": ("--W-ih", "W_ih, H numbers"),
-    "weight_hh_l0": ("--W-hh", "W_hh, H · H numbers, row after row; the row receives"),
-    "bias_ih_l0": ("--b-ih", "b_ih, H numbers"),
-    "bias_hh_l0": ("--b-hh", "b_hh, H numbers"),
+    "weight_ih_l0": ("--W-ih", "W_ih, H numbers (default: as --seed says)"),
+    "weight_hh_l0": (
+        "--W-hh",
+        "W_hh, H · H numbers, row after row; the row receives (default: as --seed says)",
+    ),
+    "bias_ih_l0": ("--b-ih", "b_ih, H numbers (default: as --seed says)"),
+    "bias_hh_l0": ("--b-hh", "b_hh, H numbers (default: as --seed says)"),
 }
 
 
@@ -47,20 +50,28 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         type=options.seed,
         metavar="N",
         help="of the weights, drawn as torch.nn.RNN draws them (default: the weights of "
-        "docs/design.md with 2 hidden units, seed 0 with others)",
+        "docs/design.md and no biases with 2 hidden units, 0 with others)",
     )
     parser.add_argument(
-        "--nonlinearity", choices=("tanh", "relu"), default="tanh", help="default: %(default)s"
+        "--nonlinearity",
+        choices=("tanh", "relu"),
+        default="tanh",
+        help="of the recurrence (default: %(default)s)",
     )
     numbers: dict[str, Any] = {"type": options.finite, "nargs": "+", "metavar": "NUMBER"}
     parser.add_argument("--x", help="inputs, T numbers (default: 1 2 3 ...)", **numbers)
     for name, (option, what) in _GIVEN.items():
         parser.add_argument(option, dest=name, help=what, **numbers)
     parser.add_argument(
-        "--yours", help="your own gradient of W_ih, H numbers, to be diagnosed", **numbers
+        "--yours",
+        help="your own gradient of W_ih, H numbers, to diagnose (default: none)",
+        **numbers,
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page that shows all of it"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page that shows all of it (default: none)",
     )
     parser.set_defaults(run=run)
 
