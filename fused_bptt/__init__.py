@@ -4,7 +4,20 @@ from importlib.metadata import version
 
 from .convert import replace_rnn
 from .functional import rnn
+from .inspection.diagnosis import Diagnosis, diagnose
+from .inspection.monitor import GradientMonitor
+from .inspection.trace import Trace, trace
 from .module import RNN
 
 __version__ = version("fused-bptt")
-__all__ = ["RNN", "__version__", "replace_rnn", "rnn"]
+__all__ = [
+    "RNN",
+    "Diagnosis",
+    "GradientMonitor",
+    "Trace",
+    "__version__",
+    "diagnose",
+    "replace_rnn",
+    "rnn",
+    "trace",
+]

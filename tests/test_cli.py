@@ -209,7 +209,7 @@ def test_every_option_says_its_default():
         for action in cli.build_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
-    assert sorted(subparsers.choices) == ["info", "train"]
+    assert sorted(subparsers.choices) == ["explain", "info", "train"]
     for parser in subparsers.choices.values():
         for action in parser._actions:
             if action.dest != "help":

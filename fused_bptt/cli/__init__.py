@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import fused_bptt
-from fused_bptt.cli import info, train
+from fused_bptt.cli import explain, info, train
 from fused_bptt.cli.errors import UserError
 
-SUBCOMMANDS = (train, info)
+SUBCOMMANDS = (train, explain, info)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -41,6 +41,17 @@ def positive_float(text: str) -> float:
     return value
 
 
+def finite(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
 def device(text: str) -> torch.device:
     """The device that ``text`` names, once it is known that the engine can run on it.
 

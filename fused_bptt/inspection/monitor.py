@@ -1,0 +1,388 @@
+"""``fused_bptt.GradientMonitor``: how the gradient fares in the steps of a network in training."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _ops
+from ..functional import rnn as run
+from .readings import Reading, saturation, spectral_radius
+from .readings import plot as draw
+
+#: What a reading costs beyond its own seconds: as many again, because the steps after it find
+#: caches that it has emptied, and 0.2 ms of autograd around it. Measured, and rounded up.
+_AFTER, _AROUND = 2, 2e-4
+
+_CODES = {"tanh": _ops.TANH, "relu": _ops.RELU}
+
+
+class Writer(Protocol):
+    """What is used of a ``torch.utils.tensorboard.SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Adds a point to a curve."""
+
+
+class GradientMonitor:
+    """Reads, now and then in training, how the gradient passes through the steps of an RNN.
+
+    A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
+    W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
+    so readings are rationed: by default they take at most 3 % of the time. Between readings a pass
+    costs some microseconds more. Gradients are not changed, and neither is what the module
+    computes.
+
+    Lower layers are read through the layers above them. Where dropout drops between layers, its
+    mask is not known here, and the last layer alone is read. Calls without gradients, and under
+    ``torch.func`` transforms, are not read; neither are copies of the module. Under
+    ``torch.compile`` the monitor is part of the compiled graph, so it has to be made before the
+    module is compiled; closed later, it is not taken out again, but reads no more.
+
+    Args:
+        rnn: a :class:`fused_bptt.RNN` or :class:`torch.nn.RNN`.
+        callback: is given each :class:`Reading`, during the backward pass.
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, which is given the scalars of each
+            reading.
+        every: read each so many-th pass. Default: as often as ``cost`` allows.
+        cost: the fraction of the time that readings may take while ``every`` is None. Default 0.03.
+        keep: readings that are kept in ``readings``, the latest. Default 1000.
+        name: what the writer's tags begin with. Default ``"rnn"``.
+
+    Raises:
+        TypeError: ``rnn`` is of another kind.
+        ValueError: a number does not fit.
+    """
+
+    readings: deque[Reading]
+    """The latest readings, in the order of time."""
+    passes: int
+    """Passes with gradients that were seen so far."""
+
+    def __init__(
+        self,
+        rnn: nn.RNNBase,
+        callback: Callable[[Reading], object] | None = None,
+        writer: Writer | None = None,
+        *,
+        every: int | None = None,
+        cost: float = 0.03,
+        keep: int = 1000,
+        name: str = "rnn",
+    ) -> None:
+        """Hooks into ``rnn``, until :meth:`close`."""
+        if getattr(rnn, "mode", None) not in ("RNN_TANH", "RNN_RELU"):
+            raise TypeError(
+                f"rnn: expected a fused_bptt.RNN or torch.nn.RNN, got {type(rnn).__qualname__}"
+            )
+        if every is not None and every < 1:
+            raise ValueError(f"every: expected at least 1, or None, got {every}")
+        if not 0 < cost <= 1:
+            raise ValueError(f"cost: expected a fraction above 0 and at most 1, got {cost}")
+        if keep < 1:
+            raise ValueError(f"keep: expected at least 1, got {keep}")
+        self.readings = deque(maxlen=keep)
+        self.passes = 0
+        self._callback, self._writer, self._name = callback, writer, name
+        self._every, self._cost, self._due = every, cost, 0.0
+        self._rnn = weakref.ref(rnn)
+        self._nonlinearity = rnn.mode.removeprefix("RNN_").lower()
+        self._calls = torch.zeros((), dtype=torch.int64)
+        self._key = next(_keys)
+        _monitors[self._key] = self
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+            return self._hook(module, args, kwargs, result)
+
+        # A function, which a copy of the module shares; a method's monitor would be copied, too.
+        self._handle = rnn.register_forward_hook(hook, with_kwargs=True)
+
+    def close(self) -> None:
+        """Stops monitoring; the readings stay."""
+        self._handle.remove()
+        _monitors.pop(self._key, None)
+
+    def __enter__(self) -> GradientMonitor:
+        """The monitor itself, which is closed at the end of the ``with``."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def plot(self, layer: int = 0, reverse: bool = False, axes: Any = None) -> Any:
+        """Draws ‖∂L/∂z_t‖ of the kept readings over steps and passes, with matplotlib.
+
+        Args:
+            layer: which layer. Default 0.
+            reverse: the direction that walks time backwards. Default False.
+            axes: matplotlib axes. Default: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: there is no reading of that layer and direction.
+        """
+        chosen = [each for each in self.readings if (each.layer, each.reverse) == (layer, reverse)]
+        return draw(chosen, axes)
+
+    def _hook(self, rnn: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Puts a tap behind the module's output in passes that are to be read."""
+        compiling = torch.compiler.is_compiling()
+        if not result[1].requires_grad or torch._C._are_functorch_transforms_active():
+            return None
+        if not compiling and (rnn is not self._rnn() or not self._is_due()):
+            return None
+        output, h_n = result
+        data = output.data if isinstance(output, PackedSequence) else output
+        x = args[0] if args else kwargs["input"]
+        hx = args[1] if len(args) > 1 else kwargs.get("hx")
+        packed = isinstance(x, PackedSequence)
+        weights = [getattr(rnn, name).detach() for name in rnn._flat_weights_names]
+        data, h_n = _Tap.apply(  # type: ignore[no-untyped-call]
+            data,
+            h_n,
+            (x.data if packed else x).detach(),
+            None if hx is None else hx.detach(),
+            x.batch_sizes if packed else None,
+            x.sorted_indices if packed else None,
+            self._calls,
+            self._key,
+            not compiling,
+            *weights,
+        )
+        return (output._replace(data=data) if packed else data), h_n
+
+    def _is_due(self) -> bool:
+        """Counts a pass, and says whether it is one to read."""
+        self.passes += 1
+        if self._every is not None:
+            return (self.passes - 1) % self._every == 0
+        return perf_counter() >= self._due
+
+    def _read(self, states: _States) -> None:
+        rnn = self._rnn()
+        if rnn is None:
+            return
+        start = perf_counter()
+        directions = 2 if rnn.bidirectional else 1
+        for layer, h, q, weights in _layers(rnn, self._nonlinearity, states):
+            for direction in range(directions):
+                reading = Reading(
+                    self.passes,
+                    layer,
+                    bool(direction),
+                    _norms(q[..., direction, :], states.batch_sizes),
+                    saturation(h[..., direction, :], self._nonlinearity),
+                    spectral_radius(weights[direction]),
+                )
+                self.readings.append(reading)
+                self._tell(reading)
+        end = perf_counter()
+        self._due = end + (_AFTER * (end - start) + _AROUND) * (1 / self._cost - 1)
+
+    def _tell(self, reading: Reading) -> None:
+        if self._callback is not None:
+            self._callback(reading)
+        if self._writer is not None:
+            for name, value in reading.scalars().items():
+                self._writer.add_scalar(f"{self._name}/{reading.name}/{name}", value, self.passes)
+
+
+#: A compiled graph knows its monitor by a number.
+_keys = itertools.count()
+_monitors: weakref.WeakValueDictionary[int, GradientMonitor] = weakref.WeakValueDictionary()
+
+
+class _States:
+    """What a pass leaves to be read: tensors as the module took and gave them."""
+
+    def __init__(
+        self,
+        output: Tensor,
+        g: Tensor | None,
+        g_n: Tensor | None,
+        x: Tensor,
+        hx: Tensor | None,
+        batch_sizes: Tensor | None,
+        sorted_indices: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> None:
+        self.output, self.g, self.g_n, self.x, self.hx = output, g, g_n, x, hx
+        self.batch_sizes, self.sorted_indices = batch_sizes, sorted_indices
+        self.weights = weights
+
+    def steps_first(self, rnn: nn.RNNBase) -> _States:
+        """The same in the layout of the operators: [T, B, ...] or packed rows, states [L, B, H]."""
+
+        def sequence(values: Tensor | None) -> Tensor | None:
+            if values is None or self.batch_sizes is not None:
+                return values
+            if values.dim() == 2:
+                return values.unsqueeze(1)
+            return values.transpose(0, 1) if rnn.batch_first else values
+
+        def state(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            if values.dim() == 2:
+                values = values.unsqueeze(1)
+            if self.sorted_indices is not None:
+                values = values.index_select(1, self.sorted_indices)
+            return values
+
+        output, x = sequence(self.output), sequence(self.x)
+        assert output is not None
+        assert x is not None
+        return _States(
+            output,
+            sequence(self.g),
+            state(self.g_n),
+            x,
+            state(self.hx),
+            self.batch_sizes,
+            None,
+            self.weights,
+        )
+
+
+def _layers(
+    rnn: nn.RNNBase, nonlinearity: str, given: _States
+) -> list[tuple[int, Tensor, Tensor, list[Tensor]]]:
+    """Of each layer, the lowest first: its number, h and q [..., D, H], and its W_hh."""
+    states = given.steps_first(rnn)
+    directions, size = 2 if rnn.bidirectional else 1, rnn.hidden_size
+    dropped = rnn.dropout > 0 and rnn.training and rnn.num_layers > 1
+    per_direction = 4 if rnn.bias else 2
+    per_layer = per_direction * directions
+    weights = [weight.to(states.output.dtype) for weight in states.weights]
+    of_layer = [weights[at : at + per_layer] for at in range(0, len(weights), per_layer)]
+
+    outputs: list[Tensor] = []
+    data: Any = states.x.to(states.output.dtype)
+    if states.batch_sizes is not None:
+        data = PackedSequence(data, states.batch_sizes)
+    for layer in range(0 if dropped else rnn.num_layers - 1):
+        hx = states.hx
+        part = None if hx is None else hx[layer * directions : (layer + 1) * directions].to(data[0])
+        data, _ = run(
+            data,
+            part,
+            of_layer[layer],
+            nonlinearity=nonlinearity,
+            bias=rnn.bias,
+            bidirectional=rnn.bidirectional,
+        )
+        outputs.append(data.data if isinstance(data, PackedSequence) else data)
+    outputs.append(states.output)
+
+    found: list[tuple[int, Tensor, Tensor, list[Tensor]]] = []
+    g = states.g
+    for h in reversed(outputs):
+        layer = rnn.num_layers - 1 - len(found)
+        recurrent = of_layer[layer][1::per_direction]
+        h = h.unflatten(-1, (directions, size))  # type: ignore[no-untyped-call]
+        g_n = states.g_n
+        q, _ = _ops.linear_recurrence(
+            h,
+            None if g is None else g.contiguous().view(h.shape).to(h.dtype),
+            torch.stack(recurrent),
+            None if g_n is None else g_n[layer * directions : (layer + 1) * directions].to(h.dtype),
+            states.batch_sizes,
+            directions - 1,
+            _CODES[nonlinearity],
+            True,
+        )
+        g = q.flatten(-2) @ torch.cat(of_layer[layer][0::per_direction])
+        found.append((layer, h, q, recurrent))
+    return found[::-1]
+
+
+def _norms(q: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """[T] ‖q_t‖ of [T, B, H], or of packed rows [N, H]; float64 on the CPU."""
+    wide = q if q.dtype == torch.float64 else q.float()
+    rows: Tensor = torch.linalg.vector_norm(wide, dim=-1).double().cpu()
+    if batch_sizes is None:
+        return rows.square().sum(1).sqrt()
+    steps = torch.repeat_interleave(torch.arange(len(batch_sizes)), batch_sizes)
+    return rows.new_zeros(len(batch_sizes)).index_add(0, steps, rows.square()).sqrt()
+
+
+# An operator, so that a compiler does not look inside; and it is declared to write to ``calls``, so
+# that a compiler does not leave it out. ``torch.library.custom_op`` would do the same, with checks
+# around every call that cost 0.1 ms.
+_library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "observe(Tensor output, Tensor? g, Tensor? g_n, Tensor x, Tensor? hx, Tensor? batch_sizes, "
+    "Tensor? sorted_indices, Tensor(a!) calls, int key, bool due, Tensor[] weights) -> ()"
+)
+
+
+def _observe(
+    output: Tensor,
+    g: Tensor | None,
+    g_n: Tensor | None,
+    x: Tensor,
+    hx: Tensor | None,
+    batch_sizes: Tensor | None,
+    sorted_indices: Tensor | None,
+    calls: Tensor,
+    key: int,
+    due: bool,
+    weights: Sequence[Tensor],
+) -> None:
+    """Lets a monitor read, in a backward pass."""
+    monitor = _monitors.get(key)
+    if monitor is not None and (due or monitor._is_due()):
+        with torch.no_grad():
+            monitor._read(_States(output, g, g_n, x, hx, batch_sizes, sorted_indices, weights))
+
+
+def _fake_observe(*args: Any) -> None:
+    return None
+
+
+_library.impl("observe", _observe, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("fused_bptt::observe", _fake_observe, lib=_library)
+_operator = torch.ops.fused_bptt.observe.default
+
+
+class _Tap(torch.autograd.Function):
+    """Gives its first two arguments on; in the backward pass the monitor sees their gradients."""
+
+    @staticmethod
+    def forward(output: Tensor, h_n: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return output.view_as(output), h_n.view_as(h_n)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
+        output, _, x, hx, batch_sizes, sorted_indices, ctx.calls, ctx.key, ctx.due, *rest = inputs
+        ctx.save_for_backward(output, x, hx, batch_sizes, sorted_indices, *rest)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Any, ...]:
+        output, x, hx, batch_sizes, sorted_indices, *weights = ctx.saved_tensors
+        _operator(
+            output.detach(),
+            None if g is None else g.detach(),
+            None if g_n is None else g_n.detach(),
+            x,
+            hx,
+            batch_sizes,
+            sorted_indices,
+            ctx.calls,
+            ctx.key,
+            ctx.due,
+            weights,
+        )
+        return (g, g_n, *[None] * (7 + len(weights)))

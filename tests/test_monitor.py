@@ -1,0 +1,377 @@
+"""fused_bptt.GradientMonitor: it reads what the trace says, changes nothing, and costs little."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers import raised
+from tolerance import assert_close, assert_exact
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fused_bptt
+from fused_bptt import GradientMonitor, _ops
+from fused_bptt.inspection import monitor as monitoring
+from fused_bptt.inspection.readings import Reading, plot, saturation, spectral_radius
+
+STEPS, ROWS, INPUTS, HIDDEN = 6, 3, 4, 5
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "relu": {"nonlinearity": "relu"},
+    "layers": {"num_layers": 3, "bidirectional": True, "batch_first": True},
+    "no bias": {"bias": False, "num_layers": 2},
+}
+
+
+def make(kind: type[nn.RNNBase] = fused_bptt.RNN, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(INPUTS, HIDDEN, dtype=torch.float64, **options)
+
+
+def batch(rnn: Any) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    shape = (ROWS, STEPS, INPUTS) if rnn.batch_first else (STEPS, ROWS, INPUTS)
+    states = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    return (
+        torch.randn(shape, dtype=torch.float64),
+        torch.randn(states, ROWS, HIDDEN, dtype=torch.float64),
+    )
+
+
+def loss(output: Tensor, h_n: Tensor) -> Tensor:
+    weights = torch.arange(output.numel(), dtype=output.dtype).reshape(output.shape).cos()
+    return (output * weights).square().sum() + (h_n * h_n).sum()
+
+
+def assert_reads_as_traced(readings: list[Reading], rnn: Any, x: Tensor, hx: Tensor | None) -> None:
+    directions = [False, True] if rnn.bidirectional else [False]
+    assert [(each.layer, each.reverse) for each in readings] == [
+        *itertools.product(range(rnn.num_layers), directions)
+    ]
+    for each in readings:
+        found = fused_bptt.trace(rnn, x, hx, loss, layer=each.layer, reverse=each.reverse)
+        norms = found.q.flatten(1).norm(dim=1)
+        assert_close({"q": each.q_norms}, {"q": norms.flip(0) if each.reverse else norms})
+        assert each.saturation == pytest.approx(saturation(found.h, rnn.nonlinearity), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [fused_bptt.RNN, nn.RNN])
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("given_state", [True, False])
+def test_readings_are_those_of_the_trace(kind: Any, options: Any, given_state: bool) -> None:
+    rnn = make(kind, **options)
+    x, hx = batch(rnn)
+    state = hx if given_state else None
+    with GradientMonitor(rnn, every=1) as monitor:
+        loss(*rnn(x, state)).backward()
+    assert_reads_as_traced(list(monitor.readings), rnn, x, state)
+
+
+def test_unbatched_and_by_keyword() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    loss(*rnn(input=x[:, 0], hx=hx[:, 0])).backward()
+    monitor.close()
+    assert_reads_as_traced(list(monitor.readings), rnn, x[:, 0], hx[:, 0])
+
+
+@pytest.mark.parametrize("used", ["output", "h_n"])
+def test_either_result_may_be_unused(used: str) -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    with GradientMonitor(rnn, every=1) as monitor:
+        output, h_n = rnn(x, hx)
+        (output if used == "output" else h_n).sum().backward()
+    found = fused_bptt.trace(
+        rnn, x, hx, lambda output, h_n: (output if used == "output" else h_n).sum()
+    )
+    assert_close({"q": monitor.readings[0].q_norms}, {"q": found.q.flatten(1).norm(dim=1)})
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_packed_sequences(layers: int) -> None:
+    """The norms of the steps are those of the padded sequences, row by row."""
+    rnn = make(num_layers=layers, bidirectional=True)
+    lengths = (2, 6, 4)
+    torch.manual_seed(1)
+    rows = [torch.randn(length, INPUTS, dtype=torch.float64) for length in lengths]
+    hx = torch.randn(2 * layers, 3, HIDDEN, dtype=torch.float64)
+
+    def ask(output: PackedSequence, h_n: Tensor) -> Tensor:
+        return output.data.square().sum() + (h_n * h_n).sum()
+
+    with GradientMonitor(rnn, every=1) as monitor:
+        ask(*rnn(pack_sequence(rows, enforce_sorted=False), hx)).backward()
+    for each in monitor.readings:
+        squares = torch.zeros(max(lengths), dtype=torch.float64)
+        for row, x in enumerate(rows):
+            found = fused_bptt.trace(
+                rnn,
+                x,
+                hx[:, row],
+                lambda output, h_n: output.square().sum() + (h_n * h_n).sum(),
+                layer=each.layer,
+                reverse=each.reverse,
+            )
+            q = found.q.flip(0) if each.reverse else found.q
+            squares[: len(x)] += q.flatten(1).square().sum(1)
+        assert_close({"q": each.q_norms}, {"q": squares.sqrt()})
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_are_the_same_bits(options: Any) -> None:
+    rnn = make(**options)
+    x, hx = batch(rnn)
+
+    def gradients() -> dict[str, Tensor]:
+        leaves = x.clone().requires_grad_(), hx.clone().requires_grad_()
+        value = loss(*rnn(*leaves))
+        named = {"x": leaves[0], "hx": leaves[1], **dict(rnn.named_parameters())}
+        found = torch.autograd.grad(value, list(named.values()))
+        return {"loss": value.detach(), **dict(zip(named, found, strict=True))}
+
+    expected = gradients()
+    monitor = GradientMonitor(rnn, every=1)
+    assert_exact(gradients(), expected)
+    assert monitor.readings
+    monitor.close()
+    count = len(monitor.readings)
+    assert_exact(gradients(), expected)
+    assert len(monitor.readings) == count, "closed"
+
+
+def test_dropout_leaves_the_last_layer() -> None:
+    rnn = make(num_layers=2, dropout=0.5)
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    loss(*rnn(x, hx)).backward()
+    assert [each.layer for each in monitor.readings] == [1]
+    rnn.eval()
+    loss(*rnn(x, hx)).backward()
+    assert [each.layer for each in monitor.readings] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_lower_precision_and_autocast(dtype: torch.dtype) -> None:
+    rnn = make(num_layers=2).to(dtype)
+    x, hx = (each.to(dtype) for each in batch(rnn))
+    monitor = GradientMonitor(rnn, every=1)
+    loss(*rnn(x, hx)).backward()
+    if dtype == torch.float32:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, h_n = rnn(x, hx)
+        loss(output.float(), h_n.float()).backward()
+    exact = monitor.readings[-1].q_norms
+    wide = make(num_layers=2)
+    found = fused_bptt.trace(wide, *batch(wide), loss, layer=1).q.flatten(1).norm(dim=1)
+    assert (exact - found).abs().max() < 0.1 * found.max(), "of the size of bfloat16's rounding"
+
+
+# When it reads.
+
+
+def test_every() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=3, keep=2)
+    for _ in range(8):
+        loss(*rnn(x, hx)).backward()
+    assert [each.passes for each in monitor.readings] == [4, 7]
+    assert monitor.passes == 8
+
+
+def test_readings_are_rationed_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: a reading that costs 2 s is followed by 38 s without."""
+    now = [0.0]
+
+    def clock() -> float:
+        return now[0]
+
+    monkeypatch.setattr(monitoring, "perf_counter", clock)
+    monkeypatch.setattr(monitoring, "_AROUND", 0.0)
+    rnn = make()
+    x, hx = batch(rnn)
+
+    def slow(reading: Reading) -> None:
+        now[0] += 1
+
+    monitor = GradientMonitor(rnn, slow, cost=0.05)
+    for _ in range(200):
+        loss(*rnn(x, hx)).backward()
+        now[0] += 1
+    read = [each.passes for each in monitor.readings]
+    assert read == [*range(1, 201, 38)]
+
+
+def test_calls_without_gradients_are_not_read() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    with torch.no_grad():
+        assert rnn(x, hx)[0].grad_fn is None
+    copied = copy.deepcopy(rnn)
+    loss(*copied(x, hx)).backward()
+    torch.func.grad(lambda x: loss(*rnn(x, hx)))(x)
+    assert (monitor.passes, len(monitor.readings)) == (0, 0)
+    loss(*rnn(x, hx)).backward()
+    assert len(monitor.readings) == 1
+
+
+def test_two_monitors_and_a_second_order() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    first, second = GradientMonitor(rnn, every=1), GradientMonitor(rnn, every=1)
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(loss(*rnn(x, hx)), x, create_graph=True)
+    dx.square().sum().backward()
+    assert torch.equal(first.readings[0].q_norms, second.readings[0].q_norms)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, inside the compiler
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("aot_eager", VARIANTS["plain"]), ("aot_eager", VARIANTS["layers"]), ("inductor", {})],
+    ids=["plain", "layers", "inductor"],
+)
+def test_under_compile(backend: str, options: Any) -> None:
+    torch._dynamo.reset()
+    rnn = make(**options)
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=2)
+    compiled = torch.compile(lambda x, hx: loss(*rnn(x, hx)), fullgraph=True, backend=backend)
+    for _ in range(4):
+        compiled(x, hx).backward()
+    count = len(monitor.readings) // 2
+    assert {each.passes for each in monitor.readings} == {1, 3}
+    assert_reads_as_traced(list(monitor.readings)[:count], rnn, x, hx)
+    monitor.close()
+    compiled(x, hx).backward()
+    assert len(monitor.readings) == 2 * count
+
+
+# What it tells.
+
+
+def test_callback_and_writer() -> None:
+    class Curves:
+        def __init__(self) -> None:
+            self.points: list[tuple[str, float, int]] = []
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+            self.points.append((tag, scalar_value, global_step))
+
+    rnn = make(bidirectional=True)
+    x, hx = batch(rnn)
+    told: list[Reading] = []
+    curves = Curves()
+    monitor = GradientMonitor(rnn, told.append, curves, every=1, name="encoder")
+    loss(*rnn(x, hx)).backward()
+    assert told == list(monitor.readings)
+    assert {tag for tag, _, _ in curves.points} == {
+        f"encoder/{name}/{what}"
+        for name in ("l0", "l0_reverse")
+        for what in ("gradient_norm", "gradient_reach", "saturation", "spectral_radius")
+    }
+    assert all(step == 1 for _, _, step in curves.points)
+    values = {tag: value for tag, value, _ in curves.points}
+    q = told[1].q_norms
+    assert values["encoder/l0_reverse/gradient_norm"] == pytest.approx(q.norm().item())
+    assert values["encoder/l0_reverse/gradient_reach"] == pytest.approx((q[-1] / q.max()).item())
+    assert told[0].reach == pytest.approx((told[0].q_norms[0] / told[0].q_norms.max()).item())
+
+
+def test_a_real_writer(tmp_path: Any) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="no tensorboard here")
+    rnn = make()
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        GradientMonitor(rnn, writer=writer, every=1)
+        loss(*rnn(*batch(rnn))).backward()
+    assert list(tmp_path.iterdir())
+
+
+def test_plot() -> None:
+    pytest.importorskip("matplotlib")
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    for steps in (STEPS, 4, STEPS):
+        loss(*rnn(x[:steps], hx)).backward()
+    axes = monitor.plot()
+    drawn = axes.collections[0].get_array()
+    assert drawn.shape == (3, STEPS)
+    assert torch.allclose(torch.tensor(drawn[2].data), monitor.readings[2].q_norms)
+    assert drawn[1][4:].mask.all() or torch.tensor(drawn[1].data)[4:].isnan().all()
+    assert axes.get_title() == "‖∂L/∂z_t‖ of l0"
+    assert "got none" in raised(lambda: monitor.plot(layer=1))[1]
+    assert (
+        "got l0, l1"
+        in raised(
+            lambda: plot([Reading(1, layer, False, torch.ones(2), 0.0, 1.0) for layer in (0, 1)])
+        )[1]
+    )
+
+
+def test_saturation() -> None:
+    h = torch.tensor([0.0, 0.5, 0.995, -0.999])
+    assert saturation(h, "tanh") == 0.5
+    assert saturation(h.clamp(min=0), "relu") == 0.5
+    assert saturation(h[:0], "tanh") == 0.0
+
+
+def test_spectral_radius() -> None:
+    orthogonal = nn.init.orthogonal_(torch.empty(40, 40))
+    assert spectral_radius(0.9 * orthogonal) == pytest.approx(0.9, rel=1e-5)
+    shear = torch.tensor([[0.5, 100.0], [0.0, -0.6]])
+    assert spectral_radius(shear) == pytest.approx(0.6, rel=1e-4)
+    assert spectral_radius(shear.bfloat16()) == pytest.approx(0.6, rel=1e-2)
+    assert math.isnan(spectral_radius(shear * float("nan")))
+    rnn = make(bidirectional=True)
+    with GradientMonitor(rnn, every=1) as monitor:
+        loss(*rnn(*batch(rnn))).backward()
+    for each, weight in zip(
+        monitor.readings, (rnn.weight_hh_l0, rnn.weight_hh_l0_reverse), strict=True
+    ):
+        exact = torch.linalg.eigvals(weight).abs().max().item()
+        assert each.spectral_radius == pytest.approx(exact)
+
+
+def test_a_module_that_is_gone_is_not_read() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    value = loss(*rnn(x, hx))
+    del rnn
+    value.backward()
+    assert len(monitor.readings) == 0
+
+
+def test_the_sweep_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    right = _ops.linear_recurrence
+    monkeypatch.setattr(_ops, "linear_recurrence", lambda *args: (calls.append(1), right(*args))[1])
+    rnn = make(nn.RNN)
+    GradientMonitor(rnn, every=1)
+    loss(*rnn(*batch(rnn))).backward()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"every": 0}, "every: expected at least 1, or None, got 0"),
+        ({"cost": 0.0}, "cost: expected a fraction above 0 and at most 1, got 0.0"),
+        ({"cost": 1.5}, "cost: expected a fraction above 0 and at most 1, got 1.5"),
+        ({"keep": 0}, "keep: expected at least 1, got 0"),
+    ],
+)
+def test_refusals(options: Any, says: str) -> None:
+    assert raised(lambda: GradientMonitor(make(), **options))[1] == says
+    assert "got LSTM" in raised(lambda: GradientMonitor(nn.LSTM(2, 3)))[1]
