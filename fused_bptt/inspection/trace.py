@@ -120,8 +120,14 @@ class Trace:
         raise ValueError(f"name: expected one of {', '.join(SHARED)}, got {name!r}")
 
     def share_norms(self, name: str) -> Tensor:
-        """[T] Frobenius norm of every step's :meth:`share`, one share at a time."""
-        return torch.stack([self.share(name, t).norm() for t in range(1, self.T + 1)])
+        """[T] Frobenius norm of every step's :meth:`share`, some 64 MiB of shares at a time."""
+        norms = self.q.new_empty(self.T)
+        count = max(1, (64 << 20) // max(1, self.share(name, 1).nbytes))
+        for first in range(0, self.T, count):
+            end = min(first + count, self.T)
+            shares = torch.stack([self.share(name, t) for t in range(first + 1, end + 1)])
+            norms[first:end] = shares.flatten(1).norm(dim=1)
+        return norms
 
     def jacobian(self, t: int) -> Tensor:
         """[B, H, H] ∂h_t/∂h_{t-1} = diag(φ'(z_t)) W_hh, for t from 1 to T."""
