@@ -121,6 +121,8 @@ def compile_all(nvcc: Path, for_archs: Sequence[str], jobs: int | None = None) -
 
 
 def _compile(nvcc: Path, version: str, for_archs: Sequence[str], source: Path) -> Compiled:
+    if source.stem.endswith("_cluster"):  # what sm_80 does not have; a file needs one at least
+        for_archs = [arch for arch in for_archs if _capability(arch) >= 90] or ["sm_90a"]
     folder = BUILD / "-".join(for_archs)
     base = folder / source.relative_to(ROOT / "csrc" / "cuda").with_suffix("")
     base.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,10 @@ def _compile(nvcc: Path, version: str, for_archs: Sequence[str], source: Path) -
     log.write_text(done.stderr)
     stamp.write_text(_digest(what, depends))
     return Compiled(object_, done.stderr)
+
+
+def _capability(arch: str) -> int:
+    return int("".join(filter(str.isdigit, arch)))
 
 
 def _gencode(arch: str) -> str:

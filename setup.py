@@ -65,7 +65,7 @@ class Build(BuildExtension):
             ext.extra_link_args = [
                 f"-L{build_cuda.library_folder(NVCC)}",
                 "-lcudart_static",
-                # Torch may bring a CUDA runtime of another version; neither shall bind to the other.
+                # Torch may bring a CUDA runtime of another version: each binds to its own.
                 "-Wl,--exclude-libs,libcudart_static.a",
                 *("-lrt", "-ldl", "-lpthread"),
             ]

@@ -26,20 +26,30 @@ constexpr double kL2BytesOfSm = 30;       // a cycle; 3942 over all SMs of H100
 constexpr double kGridBytes = 48;         // a cycle, the same lines read by every CTA
 constexpr double kGridPass = 150;         // a further part of the carry: barrier, L2 latency
 constexpr double kL2Share = 0.7;          // of the L2 cache that W may take
-constexpr int kColumnsOfPass = 32;  // batch columns that a warp multiplies W's rest with at once
+
+constexpr double kSend = 4;  // cycles between two st.async of a warp
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Batch rows that a warp multiplies its tiles of W with at once: kWidest blocks of columns of
+// product_mma.cuh and product_fma.cuh.
+int64_t passes_over_rows(const Plan& p) {
+  const int64_t rows = by_tensor_cores(p.math) ? 16 : p.math == Math::fp64 ? 2 : 4;
+  return divide_up(p.batch_tile, rows);
+}
 
 double product_cycles(const Plan& p, int64_t H, const Rates& rates) {
   const double fragments = static_cast<double>(p.row_tiles) * fragments_of_k(p, H);
   // Warps are dealt out to the four parts of an SM.
   const double warps_of_part = divide_up(warps(p), 4);
   if (by_tensor_cores(p.math)) {
-    const double products = p.math == Math::tf32x3 ? 3 : 1;
+    // 3xTF32 splits its operands between the three: about as many cycles as two more.
+    const double products = p.math == Math::tf32x3 ? 5 : 1;
     const double columns = divide_up(p.batch_tile, 8);
     const double issue = products * fragments * columns * warps_of_part * rates.mma;
     // Along k every mma adds to the sums of the one before it.
-    return std::max(issue, products * fragments_of_k(p, H) * kMmaLatency) + kMmaLatency;
+    const double chain = products * fragments_of_k(p, H) * passes_over_rows(p) * kMmaLatency;
+    return std::max(issue, chain) + kMmaLatency;
   }
   const double fma = p.math == Math::fp64 ? rates.dfma : rates.ffma;
   const double chain = fragments * fragment_depth(p.math) * p.batch_tile;
@@ -51,7 +61,7 @@ double product_cycles(const Plan& p, int64_t H, const Rates& rates) {
 double shared_cycles(const Plan& p, int64_t H) {
   const double carry = static_cast<double>(warps(p)) * fragments_of_k(p, H) *
                        fragment_bytes_of_k(p.math) * carry_rows(p);
-  const double passes = divide_up(carry_rows(p), kColumnsOfPass);
+  const double passes = passes_over_rows(p);
   const double rest = p.residence == Residence::shared ? passes * rest_of_weights(p, H) : 0;
   const double sums = 2.0 * p.k_splits * carry_rows(p) * p.units * sum_bytes(p.math);
   return (carry + rest + sums) / kSharedBytes;
@@ -59,8 +69,7 @@ double shared_cycles(const Plan& p, int64_t H) {
 
 double streamed_cycles(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
   if (p.residence != Residence::global) return 0;
-  const double passes = divide_up(carry_rows(p), kColumnsOfPass);
-  const double of_cta = passes * rest_of_weights(p, s.H);
+  const double of_cta = static_cast<double>(passes_over_rows(p)) * rest_of_weights(p, s.H);
   const double all = static_cast<double>(rest_of_weights(p, s.H)) * p.ctas * s.G;
   if (all <= kL2Share * limits.l2_bytes) return of_cta / kL2BytesOfSm;
   const double ctas = static_cast<double>(p.ctas) * std::min(p.teams, resident_teams(p, limits));
@@ -72,7 +81,11 @@ double exchange_cycles(const Plan& p, int64_t H) {
   if (p.exchange == Exchange::cta) return kCtaExchange;
   const double carry = static_cast<double>(p.batch_tile) * H * operand_bytes(p.math);
   if (p.exchange == Exchange::cluster) {
-    return kClusterExchange + carry * (p.ctas - 1) / p.ctas / kClusterBytes;
+    // Every thread sends its words to every peer.
+    const int64_t word = std::max(operand_bytes(p.math), 4);
+    const double bytes = static_cast<double>(p.batch_tile) * p.units * operand_bytes(p.math);
+    const double sends = bytes / word / 32 * p.ctas * kSend;
+    return kClusterExchange + std::max(carry * (p.ctas - 1) / p.ctas / kClusterBytes, sends);
   }
   const double passes = divide_up(carry_width(p, H), p.carry_columns);
   return kGridExchange + carry / kGridBytes + (passes - 1) * kGridPass;
