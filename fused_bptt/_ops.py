@@ -28,6 +28,10 @@ unsafe_view = torch.ops.aten._unsafe_view.default
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU = 0, 1, 2
 
+#: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
+#: which nothing chooses until its error has been measured on a GPU.
+STRICT, TF32, TF32X3 = 0, 1, 2
+
 
 def recurrence_(
     u: Tensor,
@@ -49,7 +53,7 @@ def recurrence_(
         reverse_groups: the last so many groups walk time backwards.
         nonlinearity: ``TANH`` or ``RELU``.
 
-    float32 on CUDA: products are in TF32 where :func:`allow_tf32` says so.
+    float32 on CUDA: products are as :func:`float32_products` says.
 
     Returns:
         Each row's last h, [G, B, H].
@@ -58,7 +62,7 @@ def recurrence_(
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
     return _recurrence_(  # type: ignore[no-any-return]
-        u, weight, h0, batch_sizes, reverse_groups, nonlinearity, allow_tf32(u)
+        u, weight, h0, batch_sizes, reverse_groups, nonlinearity, float32_products(u)
     )
 
 
@@ -88,7 +92,7 @@ def linear_recurrence(
         derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
         adjoint: walk every group the other way in time, with Wᵀ.
 
-    float32 on CUDA: products are in TF32 where :func:`allow_tf32` says so.
+    float32 on CUDA: products are as :func:`float32_products` says.
 
     Returns:
         s (or q), contiguous, of factor's shape and dtype; and s_T (or r_0) [G, B, H].
@@ -97,23 +101,30 @@ def linear_recurrence(
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
     return _linear_recurrence(  # type: ignore[no-any-return]
-        factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint, allow_tf32(factor)
+        factor,
+        v,
+        weight,
+        s0,
+        batch_sizes,
+        reverse_groups,
+        derivative,
+        adjoint,
+        float32_products(factor),
     )
 
 
-def allow_tf32(tensor: Tensor) -> bool:
-    """Whether PyTorch lets a recurrence over ``tensor`` compute its products in TF32 now.
+def float32_products(tensor: Tensor) -> int:
+    """``TF32`` if PyTorch lets a recurrence over ``tensor`` multiply in TF32 now, else ``STRICT``.
 
     The switch is ``torch.backends.cudnn.rnn.fp32_precision``, which
     ``torch.backends.cudnn.allow_tf32`` sets too: what ATen asks when it hands ``nn.RNN`` to cuDNN
     (``Context::allowTF32CuDNN(Float32Op::RNN)`` in aten/src/ATen/native/cudnn/RNN.cpp), forward and
     again backward. It is an argument of the operators, so a compiled graph is guarded by it.
     """
-    return (
-        tensor.is_cuda
-        and tensor.dtype == torch.float32
-        and torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    )
+    if not tensor.is_cuda or tensor.dtype != torch.float32:
+        return STRICT
+    allowed = torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return TF32 if allowed else STRICT
 
 
 @torch.library.register_fake("fused_bptt::recurrence_")  # type: ignore[untyped-decorator]
@@ -124,7 +135,7 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-    allow_tf32: bool = False,
+    float32_products: int = 0,
 ) -> Tensor:
     _check_devices(u, weight, h0)
     return h0.new_empty(h0.shape)
@@ -140,7 +151,7 @@ def _(
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
-    allow_tf32: bool = False,
+    float32_products: int = 0,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(factor, v, weight, s0)
     if s0 is not None:

@@ -30,11 +30,11 @@ DeviceLimits limits_of(const std::string& text) {
 }
 
 std::vector<Math> products_named(const std::string& text) {
-  if (text == "float32") return products_for(Type::float32, false);
-  if (text == "float32 tf32") return products_for(Type::float32, true);
-  if (text == "float64") return products_for(Type::float64, false);
-  if (text == "bfloat16") return products_for(Type::bfloat16, false);
-  if (text == "float16") return products_for(Type::float16, false);
+  if (text == "float32") return products_for(Type::float32, Float32::strict);
+  if (text == "float32 tf32") return products_for(Type::float32, Float32::tf32);
+  if (text == "float64") return products_for(Type::float64, Float32::strict);
+  if (text == "bfloat16") return products_for(Type::bfloat16, Float32::strict);
+  if (text == "float16") return products_for(Type::float16, Float32::strict);
   for (int i = 0; i < 6; ++i) {
     if (text == name_of(static_cast<Math>(i))) return {static_cast<Math>(i)};
   }

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -169,21 +170,25 @@ const DeviceLimits& device_limits(int32_t index) {
   return found != known.end() ? found->second : known.emplace(index, query(index)).first->second;
 }
 
-Plan plan_for(const Problem& problem, bool allow_tf32, int32_t index) {
-  using Key = std::tuple<int32_t, Type, bool, int64_t, int64_t, int64_t>;
+Plan plan_for(const Problem& problem, Float32 float32, int32_t index) {
+  using Key = std::tuple<int32_t, Type, Float32, int64_t, int64_t, int64_t, std::string>;
   static std::mutex mutex;
   static std::map<Key, Plan> known;
   const DeviceLimits& limits = device_limits(index);
-  const Key key{index, problem.type, allow_tf32, problem.B, problem.G, problem.H};
+  const char* restricted = std::getenv("FUSED_BPTT_CUDA_PLAN");
+  const std::string only = restricted ? restricted : "";
+  const Key key{index, problem.type, float32, problem.B, problem.G, problem.H, only};
   const std::lock_guard lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const std::optional<Plan> plan =
-      make_plan({problem.B, problem.G, problem.H}, products_for(problem.type, allow_tf32), limits);
+      make_plan({problem.B, problem.G, problem.H}, products_for(problem.type, float32), limits,
+                only_of(only));
   if (!plan) {
-    throw std::runtime_error("hidden_size: expected at most what the SMs of the device cover (" +
-                             std::to_string(limits.sms) +
-                             "), got H = " + std::to_string(problem.H));
+    throw std::runtime_error("H = " + std::to_string(problem.H) +
+                             ": expected a plan for it on this device" +
+                             (only.empty() ? "" : " with FUSED_BPTT_CUDA_PLAN=" + only) +
+                             ", got none (`fused-bptt info --shape` says why)");
   }
   return known.emplace(key, *plan).first->second;
 }

@@ -5,16 +5,17 @@
 #include <string>
 
 #include "kernel_args.h"
-#include "limits.h"
+#include "plan.h"
 
 namespace fused_bptt {
 
 // The limits of device `index`, asked for once. Throws std::runtime_error.
 const DeviceLimits& device_limits(int32_t index);
 
-// The cheapest plan for `problem` on device `index`, remembered. Throws std::runtime_error where
+// The cheapest plan for `problem` on device `index`, remembered; of those that the environment
+// variable FUSED_BPTT_CUDA_PLAN allows (see only_of), if it is set. Throws std::runtime_error where
 // there is none.
-Plan plan_for(const Problem& problem, bool allow_tf32, int32_t index);
+Plan plan_for(const Problem& problem, Float32 float32, int32_t index);
 
 // batch_sizes and first_rows [T each], in host memory, to `tables` [2, T] in device memory. They
 // travel as arguments of kernels: nothing waits, and a captured graph holds a copy.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
+#include <stdexcept>
 
 namespace fused_bptt {
 namespace {
@@ -151,7 +153,7 @@ Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
 
 }  // namespace
 
-std::vector<Math> products_for(Type type, bool allow_tf32) {
+std::vector<Math> products_for(Type type, Float32 float32) {
   switch (type) {
     case Type::float64:
       return {Math::fp64};
@@ -160,8 +162,9 @@ std::vector<Math> products_for(Type type, bool allow_tf32) {
     case Type::float16:
       return {Math::fp16};
     default:
-      return allow_tf32 ? std::vector<Math>{Math::fp32, Math::tf32}
-                        : std::vector<Math>{Math::fp32, Math::tf32x3};
+      if (float32 == Float32::tf32x3) return {Math::tf32x3};
+      if (float32 == Float32::tf32) return {Math::fp32, Math::tf32};
+      return {Math::fp32};
   }
 }
 
@@ -217,12 +220,36 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
   }
 }
 
+Only only_of(const std::string& text) {
+  Only only;
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    bool known = false;
+    for (int i = 0; i < 3; ++i) {
+      const Exchange exchange = static_cast<Exchange>(i);
+      const Residence residence = static_cast<Residence>(i);
+      if (word == name_of(exchange)) only.exchange = exchange, known = true;
+      if (word == name_of(residence)) only.residence = residence, known = true;
+    }
+    if (!known) {
+      throw std::runtime_error(
+          "FUSED_BPTT_CUDA_PLAN: expected cta, cluster or grid, and registers, shared or global, "
+          "parted by a comma, got " +
+          text);
+    }
+  }
+  return only;
+}
+
 std::optional<Plan> make_plan(const Sizes& sizes, const std::vector<Math>& products,
-                              const DeviceLimits& limits) {
+                              const DeviceLimits& limits, const Only& only) {
   std::optional<Plan> best;
   for (const Math math : products) {
     for_each_candidate(sizes, math, limits, [&](const Candidate& c) {
-      if (c.refusal == Refusal::none && (!best || c.plan.step_us < best->step_us)) best = c.plan;
+      if (c.refusal != Refusal::none) return;
+      if (only.exchange && c.plan.exchange != *only.exchange) return;
+      if (only.residence && c.plan.residence != *only.residence) return;
+      if (!best || c.plan.step_us < best->step_us) best = c.plan;
     });
   }
   return best;

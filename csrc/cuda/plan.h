@@ -18,10 +18,13 @@ constexpr int32_t kFragments = 32;
 constexpr int32_t kRowTiles[] = {1, 2, 4};
 constexpr int32_t kMostWarps = 8;  // of a CTA: each thread may have 255 registers
 
+// How float32 may be multiplied: as it is; in TF32 where that is quicker; by three products in
+// TF32. The last stands in for the first only when its error has been measured on a GPU: tensor
+// cores truncate as they add, and an infinite operand gives NaN. Tests and measurements ask for it.
+enum class Float32 : int32_t { strict, tf32, tf32x3 };
+
 // The products that may be used for a type; the cheapest plan over all of them is taken.
-// float32 within PyTorch's promise of strict arithmetic is FFMA or 3xTF32; where TF32 is allowed
-// it is TF32 or, where that is as quick, FFMA.
-std::vector<Math> products_for(Type type, bool allow_tf32);
+std::vector<Math> products_for(Type type, Float32 float32);
 
 enum class Refusal : int32_t {
   none,
@@ -53,9 +56,19 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
 // Teams that are on the device at once.
 int64_t resident_teams(const Plan& plan, const DeviceLimits& limits);
 
+// Restricts the choice, so that tests and measurements reach every kernel with few shapes.
+struct Only {
+  std::optional<Exchange> exchange;
+  std::optional<Residence> residence;
+};
+
+// Of names of exchanges and residences, parted by commas; "" restricts nothing. Throws
+// std::runtime_error.
+Only only_of(const std::string& text);
+
 // The cheapest candidate that is not refused; nothing where all of them are.
 std::optional<Plan> make_plan(const Sizes& sizes, const std::vector<Math>& products,
-                              const DeviceLimits& limits);
+                              const DeviceLimits& limits, const Only& only = {});
 
 const char* name_of(Math math);
 const char* name_of(Exchange exchange);

@@ -34,10 +34,15 @@ Tensor memory(int64_t count, int32_t dtype, const Tensor& model) {
   return Tensor(handle);
 }
 
-void solve(const Bridged& bridged, const Tensor& model, bool allow_tf32) {
+Float32 float32_of(int64_t code) {
+  check(code >= 0 && code <= 2, "float32_products: expected 0, 1 or 2, got ", code);
+  return static_cast<Float32>(code);
+}
+
+void solve(const Bridged& bridged, const Tensor& model, int64_t float32_products) {
   const int32_t device = model.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const Plan plan = plan_for(bridged.problem, allow_tf32, device);
+  const Plan plan = plan_for(bridged.problem, float32_of(float32_products), device);
   void* stream = current_stream(device);
   KernelArgs args{bridged.problem, plan, nullptr};
 
@@ -58,10 +63,10 @@ void solve(const Bridged& bridged, const Tensor& model, bool allow_tf32) {
 
 Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                   int64_t nonlinearity, bool allow_tf32) {
+                   int64_t nonlinearity, int64_t float32_products) {
   const Bridged bridged =
       bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity);
-  solve(bridged, u, allow_tf32);
+  solve(bridged, u, float32_products);
   return *bridged.last;
 }
 
@@ -69,10 +74,10 @@ std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::op
                                              const Tensor& weight, const std::optional<Tensor>& s0,
                                              const std::optional<Tensor>& batch_sizes,
                                              int64_t reverse_groups, int64_t derivative,
-                                             bool adjoint, bool allow_tf32) {
+                                             bool adjoint, int64_t float32_products) {
   const Bridged bridged = bridge_linear_recurrence(factor, v, weight, s0, batch_sizes,
                                                    reverse_groups, derivative, adjoint);
-  solve(bridged, factor, allow_tf32);
+  solve(bridged, factor, float32_products);
   return {*bridged.out, *bridged.last};
 }
 

@@ -92,7 +92,7 @@ def lines(options: argparse.Namespace) -> list[str]:
         )
     products, how = options.math or name, "--math"
     if products == "float32":
-        precision = torch.backends.cudnn.rnn.fp32_precision
+        precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
         products += " tf32" if precision == "tf32" else ""
         how = f"torch.backends.cudnn.rnn.fp32_precision is {precision!r}"
     limits, whose = _limits(options.device_limits)
