@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from helpers import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -217,6 +221,35 @@ def test_reasons() -> None:
 def test_unknown_names(products: str, device: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         _ops.explain_plan(1, 1, 1, products, device)
+
+
+def test_float32_products_follow_torchs_switch() -> None:
+    """The one that nn.RNN on cuDNN follows; and only float32 on CUDA has a choice."""
+    on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    before = torch.backends.cudnn.rnn.fp32_precision
+    assert _ops.float32_products(on_cuda) == _ops.TF32, "PyTorch's default"
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        assert _ops.float32_products(on_cuda) == _ops.STRICT
+        torch.backends.cudnn.allow_tf32 = True
+        assert _ops.float32_products(on_cuda) == _ops.TF32
+        assert _ops.float32_products(SimpleNamespace(is_cuda=True, dtype=torch.float64)) == 0
+        assert _ops.float32_products(torch.zeros(1)) == 0
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        assert _ops.float32_products(on_cuda) == _ops.STRICT
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_promised_gpu_that_is_missing_is_a_failure() -> None:
+    test = Path(__file__).with_name("test_cuda.py")
+    arguments = ["-p", "no:cacheprovider", f"{test}::test_an_unknown_plan"]
+    code = f"import sys, pytest; sys.exit(pytest.main({arguments!r}))"
+    assert run_python(code, env={"FUSED_BPTT_REQUIRE_CUDA": ""}).returncode == 0
+    done = run_python(code, env={"FUSED_BPTT_REQUIRE_CUDA": "1"})
+    assert done.returncode == 1, done.stdout
+    assert "FUSED_BPTT_REQUIRE_CUDA=1: expected a CUDA device to test on, but" in done.stdout
 
 
 def test_limits_of_a_device_that_was_asked() -> None:
