@@ -1,9 +1,8 @@
 """Compiles csrc/cuda/**/*.cu with nvcc: for setup.py, for the report of what each kernel takes.
 
 `torch.utils.cpp_extension` refuses .cu sources where torch is a CPU-only build, although compiling
-them needs neither a GPU nor a CUDA build of torch; so nvcc is called here. Without arguments,
-`python build_cuda.py` compiles for the default architectures and prints the report of
-csrc/cuda/resources.txt.
+them needs neither a GPU nor a CUDA build of torch; so nvcc is called here. `python build_cuda.py`
+compiles for the default architectures and writes the report, csrc/cuda/resources.txt.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "cuda"
+REPORT = ROOT / "csrc" / "cuda" / "resources.txt"
 
 #: sm_80 runs on every 8.x too. The PTX is for what comes after: that of sm_90a would run on sm_90
 #: alone, and that of sm_80 has no clusters.
@@ -56,7 +56,9 @@ def find_nvcc() -> Path | None:
 
 
 def archs() -> tuple[str, ...]:
-    """Those of $FUSED_BPTT_CUDA_ARCHS, parted by blanks; none for `none`; else :data:`ARCHS`.
+    """Those of $FUSED_BPTT_CUDA_ARCHS, parted by blanks; without it :data:`ARCHS`.
+
+    `native` stands for the GPUs of this machine, `none` for none.
 
     Raises:
         RuntimeError: a word is neither `sm_N` nor `compute_N`, which stands for PTX.
@@ -66,13 +68,25 @@ def archs() -> tuple[str, ...]:
         return ARCHS
     if asked.strip() == "none":
         return ()
+    if asked.strip() == "native":
+        return _of_the_gpus_here()
     wrong = [word for word in asked.split() if not re.fullmatch(r"(sm|compute)_\d+[af]?", word)]
     if wrong or not asked.strip():
         raise RuntimeError(
-            "FUSED_BPTT_CUDA_ARCHS: expected `none`, or words like sm_90a (machine code) and "
-            f"compute_90 (PTX), got {asked!r}"
+            "FUSED_BPTT_CUDA_ARCHS: expected `none`, `native`, or words like sm_90a (machine code) "
+            f"and compute_90 (PTX), got {asked!r}"
         )
     return tuple(asked.split())
+
+
+def _of_the_gpus_here() -> tuple[str, ...]:
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return ()
+    query = [smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = {word.replace(".", "") for word in re.findall(r"^\d+\.\d$", done.stdout, re.MULTILINE)}
+    return tuple("sm_90a" if number == "90" else f"sm_{number}" for number in sorted(found))
 
 
 def sources() -> list[Path]:
@@ -212,20 +226,28 @@ def resources(logs: Sequence[str]) -> list[Resources]:
     return sorted(rows)
 
 
-def report(rows: Sequence[Resources]) -> str:
+def release(nvcc: Path) -> str:
+    """Of nvcc: a report of another one may differ."""
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"V(\d+\.\d+\.\d+)", version.stdout)
+    return found[1] if found else "unknown"
+
+
+def report(nvcc: Path, compiled: Sequence[Compiled]) -> str:
     """The text of csrc/cuda/resources.txt."""
-    return "\n".join([Resources.HEADER, *(row.line() for row in rows)]) + "\n"
+    rows = resources([done.log for done in compiled])
+    lines = [f"nvcc {release(nvcc)}", Resources.HEADER, *(row.line() for row in rows)]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Prints the report."""
+    """Writes the report."""
     nvcc = find_nvcc()
     if nvcc is None:
         sys.exit(
             "build_cuda.py: expected nvcc in $CUDA_HOME, the PATH or /usr/local/cuda; got none"
         )
-    machine_code = [arch for arch in ARCHS if arch.startswith("sm_")]
-    print(report(resources([done.log for done in compile_all(nvcc, machine_code)])), end="")
+    REPORT.write_text(report(nvcc, compile_all(nvcc, ARCHS)))
 
 
 if __name__ == "__main__":

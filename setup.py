@@ -1,9 +1,10 @@
 """Builds `fused_bptt/_C.abi3.so` on PyTorch's stable ABI; everything else is in pyproject.toml.
 
-CUDA kernels are compiled where there is nvcc. FUSED_BPTT_CUDA_ARCHS names the architectures, or
-`none`; MAX_JOBS says how many files are compiled at once.
+CUDA kernels are compiled where there is nvcc. FUSED_BPTT_CUDA_ARCHS names the architectures,
+`native` or `none`; MAX_JOBS says how many files are compiled at once.
 """
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -70,8 +71,8 @@ class Build(BuildExtension):
                 *("-lrt", "-ldl", "-lpthread"),
             ]
         else:
-            why = "FUSED_BPTT_CUDA_ARCHS=none" if NVCC else "no nvcc was found"
-            print(f"fused-bptt: CPU only, for {why}", flush=True)
+            asked = f"FUSED_BPTT_CUDA_ARCHS is {os.environ.get('FUSED_BPTT_CUDA_ARCHS')}"
+            print(f"fused-bptt: CPU only: {asked if NVCC else 'no nvcc was found'}", flush=True)
         super().build_extension(ext)
 
 
