@@ -47,7 +47,6 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu --out "$(or $(OUT),out/gpu)" $(if $(PARTS),--parts $(PARTS))
 
 wheel: $(VENV)/.torch
-	rm -rf dist
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:

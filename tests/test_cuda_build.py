@@ -222,8 +222,9 @@ def test_no_unlisted_spill_or_stack_frame() -> None:
 
 @pytest.fixture(scope="module")
 def wheel() -> Path:
-    (found,) = (ROOT / "dist").glob("fused_bptt-*-cp310-abi3-*.whl")
-    return found
+    found = list((ROOT / "dist").glob("fused_bptt-*-cp310-abi3-*.whl"))
+    assert found, "dist/: expected a wheel for every Python from 3.10 (`make wheel`), got none"
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 @compiled
