@@ -141,7 +141,7 @@ class Product {
     }
     // From registers: by groups, whose loads of the carry are all under way before the first sum
     // waits for one; and one by one where a group is cut.
-    constexpr int kGroup = at_most_constexpr(Ops::kGroup, kRegistersOfK);
+    constexpr int kGroup = Ops::kGroup < kRegistersOfK ? Ops::kGroup : kRegistersOfK;
 #pragma unroll
     for (int g = 0; g < kRegistersOfK; g += kGroup) {
       if (g >= first && g + kGroup <= end) {
@@ -163,8 +163,11 @@ class Product {
       }
     }
     const int32_t from = at_least(first, kRegistersOfK);
+    // Loads of W under way a thread: 4 of 16 bytes, by 256 threads, are twice what L2's latency
+    // takes at its bandwidth, and more registers than these are not there.
+    constexpr int kInFlight = kRowTiles < 4 ? 4 / kRowTiles : 1;
     if (residence == Residence::shared) {
-#pragma unroll 2
+#pragma unroll 1
       for (int32_t j = from; j < end; ++j) {
         Vector16 w[kRowTiles];
         typename Ops::Column columns[kBlocks];
@@ -174,7 +177,7 @@ class Product {
         multiply_columns<kBlocks>(w, columns, blocks);
       }
     } else if (residence == Residence::global) {
-#pragma unroll 4
+#pragma unroll kInFlight
       for (int32_t j = from; j < end; ++j) {
         Vector16 w[kRowTiles];
         typename Ops::Column columns[kBlocks];
@@ -192,8 +195,6 @@ class Product {
       }
     }
   }
-
-  static constexpr int at_most_constexpr(int a, int b) { return a < b ? a : b; }
 
   // The carry of fragment j of this split, counted from the first in shared memory.
   template <int kBlocks>

@@ -15,7 +15,7 @@ struct FmaOps {
 
   static constexpr int kColumns = 1;
   static constexpr int kWidest = math == Math::fp64 ? 2 : 4;
-  static constexpr int kGroup = math == Math::fp64 ? 1 : 2;
+  static constexpr int kGroup = 1;
   static constexpr int kDepth = 16 / sizeof(Operand);
 
   FUSED_BPTT_DEVICE static Operand operand(Sum x) { return x; }

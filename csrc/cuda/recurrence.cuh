@@ -14,7 +14,6 @@
 #include "exchange_grid.cuh"
 #if defined(FUSED_BPTT_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include "exchange_cluster.cuh"
-#define FUSED_BPTT_CLUSTERS 1
 #endif
 
 namespace fused_bptt {
@@ -28,7 +27,7 @@ class Walk {
   static constexpr int kPer = kPerWord<Operand>;
   // Words of a thread whose drive and factor are fetched while the step before is computed. What a
   // larger tile has beyond them is fetched when it is needed.
-  static constexpr int kAhead = 4;
+  static constexpr int kAhead = 2;
   // Steps that memory is asked for L2 lines in advance.
   static constexpr int64_t kFarAhead = 8;
 

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/recurrence.cuh"
@@ -29,7 +31,7 @@ struct Cut {
 
 struct Shape {
   int64_t T = 3, B = 2, G = 1, H = 5, reverse_groups = 0;
-  std::vector<int64_t> batch_sizes;  // empty: padded
+  std::vector<int64_t> batch_sizes = {};  // empty: padded
 };
 
 struct Options {
@@ -181,9 +183,10 @@ inline double tolerance(Math math) {
   }
 }
 
-template <class Product, template <class> class Exchange, Primitive primitive, int kRowTiles,
-          int kFragments>
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+          Primitive primitive>
 void run(const std::string& name, const Cut& cut, const Shape& shape, const Options& options) {
+  using Product = fused_bptt::Product<math, kRowTiles, kFragments>;
   using Storage = typename Product::Storage;
   std::mt19937 generator(7);
   KernelArgs args{};
@@ -202,6 +205,7 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
     p.batch_sizes = shape.batch_sizes.data();
     p.first_rows = first_rows.data();
     p.T = static_cast<int64_t>(shape.batch_sizes.size());
+    if (shape.batch_sizes[0] != p.B) fail("the case's B is not that of its first step");
   } else {
     rows = shape.T * shape.B;
   }
@@ -269,6 +273,53 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   std::printf("%s %s error %.3g%s\n", good ? "ok" : "FAILED", name.c_str(), error,
               fences ? "" : " written outside");
   std::fflush(stdout);
+}
+
+// The ways to ask for a linear recurrence and its adjoint.
+inline const std::vector<std::pair<std::string, Options>> kLinear = {
+    {"given", {.phi = Phi::given}},
+    {"given,adjoint", {.phi = Phi::given, .adjoint = true}},
+    {"tanh,adjoint,no initial", {.adjoint = true, .initial = false}},
+    {"relu,no initial", {.phi = Phi::relu, .initial = false}},
+    {"relu,adjoint,no drive,transposed", {.phi = Phi::relu, .adjoint = true, .drive = false, .transposed = true}},
+    {"tanh,no drive", {.drive = false}},
+};
+inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
+    {"tanh", {}},
+    {"relu,transposed", {.phi = Phi::relu, .transposed = true}},
+    {"tanh,no initial", {.initial = false}},
+};
+
+// Both directions, rows that leave and join, and more rows than one team carries.
+inline const Shape kPacked{.B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
+
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+void run_linear(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kLinear) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name + "[" + words + "]", cut,
+                                                                  shape, options);
+  }
+}
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kRecurrence) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
+                                                                      shape, options);
+  }
+}
+
+// A program of cases: `late` as its argument has pushes arrive late. Ends itself when it hangs.
+inline int main_of(int argc, char** argv, unsigned seconds, void (*cases)()) {
+  late_delivery = argc > 1 && std::string(argv[1]) == "late";
+  std::signal(SIGALRM, [](int) {
+    static const char words[] = "emulation: hangs\n";
+    [[maybe_unused]] const ssize_t written = write(2, words, sizeof(words) - 1);
+    _exit(4);
+  });
+  alarm(seconds);
+  cases();
+  std::printf("%d failures\n", failures);
+  return failures ? 1 : 0;
 }
 
 }  // namespace emulation
