@@ -90,7 +90,7 @@ def _tail(context: Context, name: str, lines: int = 15) -> list[str]:
 
 
 def install(context: Context) -> Found:
-    """Into OUT/site, so that nothing of the machine changes."""
+    """Installed into OUT/site, so that nothing of the machine changes."""
     wheels = sorted((ROOT / "dist").glob("fused_bptt-*.whl"), key=lambda path: path.stat().st_mtime)
     shutil.rmtree(context.site, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet"]
@@ -109,12 +109,12 @@ def install(context: Context) -> Found:
     code = _run(context, "info", [sys.executable, "-m", "fused_bptt.cli", "info"])
     said = _tail(context, "info", 40)
     if code != 0:
-        return failed(f"{source} was installed and does not load.", log=said)
+        return failed(f"Installed {source}, which does not load.", log=said)
     print("\n".join(said[1:]))
     if context.machine["no_gpu"]:
-        verdict = f"{source} was installed and loads. {context.machine['no_gpu']}"
+        verdict = f"Installed {source}, which loads. {context.machine['no_gpu']}"
         return {"status": "no GPU", "verdict": verdict, "info": said[1:]}
-    return {"status": "ok", "verdict": f"{source} was installed.", "info": said[1:]}
+    return {"status": "ok", "verdict": f"Installed {source}.", "info": said[1:]}
 
 
 def tests(context: Context) -> Found:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         "  of this machine": " ".join(here.isas_supported),
         "  in use": here.isa_in_use,
         "threads": str(here.threads),
-        "CUDA kernels": " ".join(here.cuda_archs_compiled) or "none (built without nvcc)",
+        "CUDA kernels": " ".join(here.cuda_archs_compiled) or "none (a build for the CPU alone)",
         "GPU": "; ".join(here.gpus) or _why_no_gpu(here),
     }
     for name, fact in facts.items():

@@ -36,7 +36,12 @@ _RESIDENCES = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``info`` that ask for a plan."""
     group = parser.add_argument_group("how CUDA would compute one layer (no GPU is needed)")
-    group.add_argument("--shape", type=shape, metavar="T,B,I,H", help="steps, rows, input, hidden")
+    group.add_argument(
+        "--shape",
+        type=shape,
+        metavar="T,B,I,H",
+        help="of the input: steps, rows, input, hidden (default: no plan)",
+    )
     group.add_argument(
         "--dtype",
         type=dtype,
