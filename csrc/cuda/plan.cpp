@@ -126,11 +126,11 @@ void set_carry_columns(Plan& p, int64_t H, const DeviceLimits& limits) {
   p.carry_columns = static_cast<int32_t>(carry_width(p, H));
   p.shared_bytes = shared_bytes(p, H);
   if (p.exchange != Exchange::grid || p.shared_bytes <= limits.shared_of_block) return;
-  const int32_t quantum = static_cast<int32_t>(k_quantum(p));
-  int32_t quanta = p.carry_columns / quantum;
-  while (quanta > 1 && p.shared_bytes > limits.shared_of_block) {
-    quanta = (quanta + 1) / 2;
-    p.carry_columns = quanta * quantum;
+  const int64_t quantum = k_quantum(p) * kCarryAhead;
+  const int64_t quanta = divide_up(p.carry_columns, quantum);
+  for (int64_t parts = 2; p.shared_bytes > limits.shared_of_block && parts < 2 * quanta;
+       parts *= 2) {
+    p.carry_columns = static_cast<int32_t>(divide_up(quanta, parts) * quantum);
     p.shared_bytes = shared_bytes(p, H);
   }
 }
