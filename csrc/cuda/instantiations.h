@@ -34,7 +34,7 @@ constexpr KernelOf kKernels[6][3] = {
     {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid},
 };
 
-// [Math]: lays W out for the streamed residence.
+// [Math]: lays W out as the kernels read it.
 constexpr PackOf kPacks[6] = {pack_fp64, pack_fp32, pack_tf32x3, pack_tf32, pack_bf16, pack_fp16};
 
 }  // namespace fused_bptt

@@ -218,13 +218,10 @@ void launch(const KernelArgs& args, const DeviceLimits& limits, void* stream) {
                           static_cast<cudaStream_t>(stream)),
           "flags of the " + words_of(p));
   }
-  if (p.residence == Residence::global) {
-    const void* pack = kPacks[static_cast<int>(p.math)](p.row_tiles);
-    if (!pack) throw std::runtime_error(words_of(p) + ": expected its packing to be compiled in");
-    const Launch packing(problem.G * p.ctas, p.threads, 0, stream);
-    check(cudaLaunchKernelExC(&packing.config, pack, parameters),
-          "packing W for the " + words_of(p));
-  }
+  const void* pack = kPacks[static_cast<int>(p.math)](p.row_tiles);
+  if (!pack) throw std::runtime_error(words_of(p) + ": expected its packing to be compiled in");
+  const Launch packing(pack_blocks(p, problem.H, problem.G), p.threads, 0, stream);
+  check(cudaLaunchKernelExC(&packing.config, pack, parameters), "packing W for the " + words_of(p));
 
   const void* kernel = kernel_for(p, problem.primitive);
   allow(kernel, p);
