@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -147,11 +148,14 @@ def _compile(nvcc: Path, version: str, for_archs: Sequence[str], source: Path) -
     what = f"{version}\n{shlex.join(command)}"
     if object_.exists() and stamp.exists() and stamp.read_text() == _digest(what, depends):
         return Compiled(object_, log.read_text())
+    stamp.unlink(missing_ok=True)
+    begin = time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
     log.write_text(done.stderr)
-    stamp.write_text(_digest(what, depends))
+    if all(path.stat().st_mtime < begin for path in _read(depends) if path.exists()):
+        stamp.write_text(_digest(what, depends))  # else a file was edited meanwhile
     return Compiled(object_, done.stderr)
 
 
@@ -167,11 +171,14 @@ def _gencode(arch: str) -> str:
 def _digest(command: str, depends: Path) -> str:
     """Of the command and of every file that it read, as nvcc listed them."""
     digest = hashlib.sha256(command.encode())
-    files = depends.read_text().replace("\\\n", " ").partition(":")[2].split()
-    for name in sorted(set(files)):
-        path = Path(name)
+    for path in _read(depends):
         digest.update(path.read_bytes() if path.exists() else b"gone")
     return digest.hexdigest()
+
+
+def _read(depends: Path) -> list[Path]:
+    words = depends.read_text().replace("\\\n", " ").partition(":")[2].split()
+    return [Path(word) for word in sorted(set(words))]
 
 
 @dataclass(frozen=True, order=True)
