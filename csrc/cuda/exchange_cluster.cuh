@@ -34,8 +34,8 @@ class ExchangeCluster {
       : team_(team),
         barriers_(reinterpret_cast<uint64_t*>(shared_memory())),
         carry_(shared_memory() + carry_offset()),
-        buffer_bytes_(carry_buffer_bytes(team.plan)),
-        row_bytes_(carry_row_bytes(team.plan)) {}
+        buffer_bytes_(static_cast<int32_t>(carry_buffer_bytes(team.plan))),
+        row_bytes_(static_cast<int32_t>(carry_row_bytes(team.plan))) {}
 
   FUSED_BPTT_DEVICE void begin() {
     if (thread_index() == 0) {
@@ -53,19 +53,19 @@ class ExchangeCluster {
   }
 
   FUSED_BPTT_DEVICE void multiply(int64_t i, int32_t rows, const Product& product,
-                                  typename Product::Sum* sums, int64_t split_stride) {
+                                  typename Product::Sum* sums, int32_t split_stride) {
     if (i > 0) {
       ptx::mbarrier_wait_parity(barriers_ + i % 2, static_cast<uint32_t>((i - 1) / 2 % 2));
       if (thread_index() == 0) arm(i + 2);
       sync_warp();
     }
-    product.multiply(carry_ + i % 2 * buffer_bytes_, rows, split_stride, 0,
+    product.multiply(carry_ + static_cast<int32_t>(i % 2) * buffer_bytes_, rows, split_stride, 0,
                      static_cast<int32_t>(fragments_of_k(team_.plan, team_.problem.H)), true,
                      team_.plan.residence, sums);
   }
 
-  FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int64_t n, WordOf<Operand> word) {
-    const std::byte* to = carry_ + i % 2 * buffer_bytes_ + b * row_bytes_ + n * sizeof(Operand);
+  FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int32_t n, WordOf<Operand> word) {
+    const std::byte* to = carry_ + static_cast<int32_t>(i % 2) * buffer_bytes_ + b * row_bytes_ + n * static_cast<int32_t>(sizeof(Operand));
     const uint64_t* barrier = barriers_ + i % 2;
     // Each begins with its neighbour, so that not all push to one at a time.
     uint32_t peer = static_cast<uint32_t>(team_.rank);
@@ -93,7 +93,7 @@ class ExchangeCluster {
   const Team& team_;
   uint64_t* barriers_;
   std::byte* carry_;
-  const int64_t buffer_bytes_, row_bytes_;
+  const int32_t buffer_bytes_, row_bytes_;
 };
 
 }  // namespace fused_bptt

@@ -17,7 +17,7 @@ class ExchangeCta {
   FUSED_BPTT_DEVICE explicit ExchangeCta(const Team& team)
       : team_(team),
         carry_(shared_memory() + carry_offset()),
-        row_bytes_(carry_row_bytes(team.plan)) {}
+        row_bytes_(static_cast<int32_t>(carry_row_bytes(team.plan))) {}
 
   FUSED_BPTT_DEVICE void begin() {
     clear_padding<Product>(team_, carry_);
@@ -28,14 +28,14 @@ class ExchangeCta {
   }
 
   FUSED_BPTT_DEVICE void multiply(int64_t, int32_t rows, const Product& product,
-                                  typename Product::Sum* sums, int64_t split_stride) {
+                                  typename Product::Sum* sums, int32_t split_stride) {
     product.multiply(carry_, rows, split_stride, 0,
                      static_cast<int32_t>(fragments_of_k(team_.plan, team_.problem.H)), true,
                      team_.plan.residence, sums);
   }
 
-  FUSED_BPTT_DEVICE void send(int64_t, int32_t b, int64_t n, WordOf<Operand> word) {
-    *reinterpret_cast<WordOf<Operand>*>(carry_ + b * row_bytes_ + n * sizeof(Operand)) = word;
+  FUSED_BPTT_DEVICE void send(int64_t, int32_t b, int32_t n, WordOf<Operand> word) {
+    *reinterpret_cast<WordOf<Operand>*>(carry_ + b * row_bytes_ + n * static_cast<int32_t>(sizeof(Operand))) = word;
   }
 
   FUSED_BPTT_DEVICE void publish(int64_t) { sync_block(); }
@@ -45,7 +45,7 @@ class ExchangeCta {
  private:
   const Team& team_;
   std::byte* carry_;
-  const int64_t row_bytes_;
+  const int32_t row_bytes_;
 };
 
 }  // namespace fused_bptt

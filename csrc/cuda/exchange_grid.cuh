@@ -36,7 +36,7 @@ class ExchangeGrid {
 
   // The carry comes into shared memory whole, or in parts where it is too large.
   FUSED_BPTT_DEVICE void multiply(int64_t i, int32_t rows, const Product& product,
-                                  typename Product::Sum* sums, int64_t split_stride) {
+                                  typename Product::Sum* sums, int32_t split_stride) {
     if (i > 0) {
       for (int32_t peer = thread_index(); peer < team_.plan.ctas; peer += team_.plan.threads) {
         while (ptx::ld_acquire_gpu(flags_ + peer) < static_cast<uint64_t>(i)) {
@@ -62,9 +62,9 @@ class ExchangeGrid {
     }
   }
 
-  FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int64_t n, WordOf<Operand> word) {
+  FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int32_t n, WordOf<Operand> word) {
     *reinterpret_cast<WordOf<Operand>*>(carry_ + i % 2 * buffer_bytes_ + b * row_bytes_ +
-                                        n * sizeof(Operand)) = word;
+                                        n * static_cast<int32_t>(sizeof(Operand))) = word;
   }
 
   FUSED_BPTT_DEVICE void publish(int64_t i) {

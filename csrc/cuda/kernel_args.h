@@ -37,7 +37,7 @@ struct Plan {
   int32_t k_splits;       // warps that share one output, summed in fixed order
   int32_t row_tiles;      // tiles of W, one above the other, of a warp; template argument
   int32_t fragments;      // pieces of W in a thread's registers (4 each); template argument
-  int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or less (grid)
+  int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it (grid)
   int64_t shared_bytes;   // dynamic shared memory of a CTA
   int64_t teams;          // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
   double step_us;         // predicted, of the model in plan.cpp
@@ -91,6 +91,10 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t k_quantum(const Plan& plan) {
 FUSED_BPTT_HOST_DEVICE constexpr int64_t carry_width(const Plan& plan, int64_t H) {
   return round_up(H, k_quantum(plan));
 }
+
+// Where the carry comes in parts, a part is a multiple of so many k_quantum(): the registers that
+// the carry is loaded into in advance take turns, and each part begins with the first.
+constexpr int kCarryAhead = 4;
 
 // Fragments along k of one warp.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t fragments_of_k(const Plan& plan, int64_t H) {
@@ -152,8 +156,9 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t shared_bytes(const Plan& plan, int64_t 
 
 // -------------------------------------------------------------------------------- workspace
 
-// Grid: a flag for each CTA of each team, which counts the steps whose slice it has made visible;
-// and the carry, twice, for each team. Streamed: W by fragments for each group. In this order.
+// Grid: a flag for each CTA of each team, which counts the carries whose slice it has made visible;
+// and the carry, twice, for each team. Always: W by fragments for each CTA of each group. In this
+// order.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_zero_bytes(const Plan& plan) {
   return plan.exchange == Exchange::grid ? round_up(plan.teams * plan.ctas * 8, 128) : 0;
 }
@@ -168,9 +173,15 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_offset(const Plan& plan, int64_t
       plan.exchange == Exchange::grid ? 2 * plan.teams * global_carry_bytes(plan, H) : 0;
   return round_up(workspace_zero_bytes(plan) + carry, 128);
 }
+FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_bytes_of_cta(const Plan& plan, int64_t H) {
+  return fragments_of_k(plan, H) * plan.row_tiles * plan.threads * 16;
+}
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_bytes(const Plan& plan, int64_t H, int64_t G) {
-  const bool streamed = plan.residence == Residence::global;
-  return packed_offset(plan, H) + (streamed ? G * plan.ctas * rest_of_weights(plan, H) : 0);
+  return packed_offset(plan, H) + G * plan.ctas * packed_bytes_of_cta(plan, H);
+}
+// CTAs of pack_kernel: one for each fragment of every warp of a CTA.
+FUSED_BPTT_HOST_DEVICE constexpr int64_t pack_blocks(const Plan& plan, int64_t H, int64_t G) {
+  return G * plan.ctas * fragments_of_k(plan, H) * plan.row_tiles;
 }
 
 }  // namespace fused_bptt

@@ -45,50 +45,53 @@ class Product {
   static constexpr int kRegistersOfK = kFragments / kRowTiles;
   static_assert(kFragments % kRowTiles == 0);
 
-  // `rank` is the CTA's place in its team.
-  FUSED_BPTT_DEVICE Product(const KernelArgs& args, int64_t rank)
+  FUSED_BPTT_DEVICE explicit Product(const KernelArgs& args)
       : k_splits_(args.plan.k_splits),
         threads_(args.plan.threads),
         lane_(thread_index() % kWarp),
         split_(thread_index() / kWarp % k_splits_),
         row_(thread_index() / kWarp / k_splits_ * kRowTiles * tile_rows(math)),
-        unit_(rank * args.plan.units),
-        carry_row_bytes_(carry_row_bytes(args.plan)),
-        sums_row_(sums_row(args.plan)) {}
+        carry_row_bytes_(static_cast<int32_t>(carry_row_bytes(args.plan))),
+        sums_row_(static_cast<int32_t>(sums_row(args.plan))) {}
 
-  // Fills the registers, and shared memory if the rest of W is there.
+  // Takes W, which pack_kernel has put in order, into registers and shared memory.
   FUSED_BPTT_DEVICE void load(const KernelArgs& args, int64_t group, int64_t rank) {
-    const WeightReader<Storage> value(args.problem, group);
-    const int64_t of_k = fragments_of_k(args.plan, args.problem.H);
+    const Vector16* from = packed(args, group, rank) + thread_index();
+    const int32_t of_k = static_cast<int32_t>(fragments_of_k(args.plan, args.problem.H));
 #pragma unroll
     for (int j = 0; j < kRegistersOfK; ++j) {
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
-        if (j < of_k) registers_[j][i] = fragment(value, j, i);
+        if (j < of_k) registers_[j][i] = load_constant(from + (j * kRowTiles + i) * threads_);
       }
     }
+    rest_ = from + kFragments * threads_;
     if (args.plan.residence == Residence::shared) {
       Vector16* rest = reinterpret_cast<Vector16*>(shared_memory() + rest_offset(args.plan));
-      store_rest(value, of_k, rest);
+      rest += thread_index();
+      for (int32_t n = 0; n < of_k * kRowTiles - kFragments; ++n) {
+        rest[n * threads_] = load_constant(rest_ + static_cast<int64_t>(n) * threads_);
+      }
       rest_ = rest;
-    } else if (args.plan.residence == Residence::global) {
-      rest_ = packed(args, group, rank);
     }
   }
 
-  // Writes what the registers do not hold to the workspace.
-  FUSED_BPTT_DEVICE void pack(const KernelArgs& args, int64_t group, int64_t rank) const {
-    const WeightReader<Storage> value(args.problem, group);
-    store_rest(value, fragments_of_k(args.plan, args.problem.H), packed(args, group, rank));
+  // Puts this thread's part of fragment (j, i) of its warp where load() will look for it.
+  FUSED_BPTT_DEVICE void pack(const KernelArgs& args, int64_t group, int64_t rank, int64_t j,
+                              int32_t i) const {
+    const int64_t row = rank * args.plan.units + row_ + i * tile_rows(math);
+    const int64_t k = (j * k_splits_ + split_) * fragment_depth(math);
+    packed(args, group, rank)[(j * kRowTiles + i) * threads_ + thread_index()] =
+        Ops::fragment(lane_, row, k, WeightReader<Storage>(args.problem, group));
   }
 
   // The sums of `rows` batch rows over this warp's fragments [first, end). `carry` holds their k
   // and no others before them. `sums` is split 0, batch row 0, unit 0 of the CTA. Unless `fresh`,
   // what is there is added to.
-  FUSED_BPTT_DEVICE void multiply(const std::byte* carry, int32_t rows, int64_t split_stride,
+  FUSED_BPTT_DEVICE void multiply(const std::byte* carry, int32_t rows, int32_t split_stride,
                                   int32_t first, int32_t end, bool fresh, Residence residence,
                                   Sum* sums) const {
-    carry += static_cast<int64_t>(split_) * fragment_bytes_of_k(math);
+    carry += split_ * fragment_bytes_of_k(math);
     sums += split_ * split_stride + row_;
     int32_t b = 0;
     for (; b + (Ops::kWidest - 1) * Ops::kColumns < rows; b += Ops::kWidest * Ops::kColumns) {
@@ -102,29 +105,17 @@ class Product {
   }
 
  private:
-  template <class Value>
-  FUSED_BPTT_DEVICE Vector16 fragment(const Value& value, int64_t j, int i) const {
-    const int64_t k = (j * k_splits_ + split_) * fragment_depth(math);
-    return Ops::fragment(lane_, unit_ + row_ + i * tile_rows(math), k, value);
-  }
-
-  FUSED_BPTT_DEVICE int64_t rest_index(int64_t j, int i) const {
-    return ((j - kRegistersOfK) * kRowTiles + i) * threads_ + thread_index();
-  }
-
-  template <class Value>
-  FUSED_BPTT_DEVICE void store_rest(const Value& value, int64_t of_k, Vector16* rest) const {
-    for (int64_t j = kRegistersOfK; j < of_k; ++j) {
-      for (int i = 0; i < kRowTiles; ++i) rest[rest_index(j, i)] = fragment(value, j, i);
-    }
-  }
-
   FUSED_BPTT_DEVICE static Vector16* packed(const KernelArgs& args, int64_t group, int64_t rank) {
     const int64_t H = args.problem.H;
     return reinterpret_cast<Vector16*>(static_cast<std::byte*>(args.workspace) +
                                        packed_offset(args.plan, H) +
                                        (group * args.plan.ctas + rank) *
-                                           rest_of_weights(args.plan, H));
+                                           packed_bytes_of_cta(args.plan, H));
+  }
+
+  // Where this thread's part of a fragment is, counted from what follows the registers.
+  FUSED_BPTT_DEVICE int64_t rest_index(int32_t j, int i) const {
+    return static_cast<int64_t>((j - kRegistersOfK) * kRowTiles + i) * threads_;
   }
 
   template <int kBlocks>
@@ -139,27 +130,18 @@ class Product {
         blocks[i][c] = fresh ? Block{} : Ops::load(lane_, tile(sums, i, c), sums_row_);
       }
     }
-    // From registers: by groups, whose loads of the carry are all under way before the first sum
-    // waits for one; and one by one where a group is cut.
-    constexpr int kGroup = Ops::kGroup < kRegistersOfK ? Ops::kGroup : kRegistersOfK;
+    // The carry of a fragment is loaded kAhead fragments before it is multiplied. (Whole groups of
+    // fragments with one guard, and single ones where a group is cut, need no clamped address but
+    // are twice the code.)
+    constexpr int kAhead = Ops::kAhead;
+    typename Ops::Column columns[kAhead][kBlocks];
 #pragma unroll
-    for (int g = 0; g < kRegistersOfK; g += kGroup) {
-      if (g >= first && g + kGroup <= end) {
-        typename Ops::Column columns[kGroup][kBlocks];
+    for (int j = 0; j < kAhead; ++j) load_columns<kBlocks>(carry, at_most(j, end - first - 1), columns[j]);
 #pragma unroll
-        for (int j = 0; j < kGroup; ++j) load_columns<kBlocks>(carry, g + j - first, columns[j]);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) {
-          multiply_columns<kBlocks>(registers_[g + j], columns[j], blocks);
-        }
-      } else {
-#pragma unroll
-        for (int j = g; j < g + kGroup; ++j) {
-          if (j < first || j >= end) continue;
-          typename Ops::Column columns[kBlocks];
-          load_columns<kBlocks>(carry, j - first, columns);
-          multiply_columns<kBlocks>(registers_[j], columns, blocks);
-        }
+    for (int j = 0; j < kRegistersOfK; ++j) {
+      if (j >= first && j < end) {
+        multiply_columns<kBlocks>(registers_[j], columns[j % kAhead], blocks);
+        load_columns<kBlocks>(carry, at_most(j + kAhead, end - 1) - first, columns[j % kAhead]);
       }
     }
     const int32_t from = at_least(first, kRegistersOfK);
@@ -200,7 +182,7 @@ class Product {
   template <int kBlocks>
   FUSED_BPTT_DEVICE void load_columns(const std::byte* carry, int32_t j,
                                       typename Ops::Column (&columns)[kBlocks]) const {
-    const std::byte* at = carry + static_cast<int64_t>(j) * k_splits_ * fragment_bytes_of_k(math);
+    const std::byte* at = carry + j * (k_splits_ * fragment_bytes_of_k(math));
 #pragma unroll
     for (int c = 0; c < kBlocks; ++c) {
       columns[c] = Ops::column(lane_, at + c * Ops::kColumns * carry_row_bytes_, carry_row_bytes_);
@@ -224,10 +206,9 @@ class Product {
 
   const int32_t k_splits_, threads_, lane_, split_;
   const int32_t row_;   // the first of this warp's rows in the CTA
-  const int64_t unit_;  // the first of the CTA's rows in W
-  const int64_t carry_row_bytes_, sums_row_;
+  const int32_t carry_row_bytes_, sums_row_;
   Vector16 registers_[kRegistersOfK][kRowTiles];
-  const Vector16* rest_ = nullptr;
+  const Vector16* rest_ = nullptr;  // this thread's part of what follows the registers
 };
 
 }  // namespace fused_bptt

@@ -15,7 +15,7 @@ struct FmaOps {
 
   static constexpr int kColumns = 1;
   static constexpr int kWidest = math == Math::fp64 ? 2 : 4;
-  static constexpr int kGroup = 1;
+  static constexpr int kAhead = math == Math::fp64 ? 1 : 2;
   static constexpr int kDepth = 16 / sizeof(Operand);
 
   FUSED_BPTT_DEVICE static Operand operand(Sum x) { return x; }
@@ -34,7 +34,7 @@ struct FmaOps {
   }
 
   using Column = Lane;
-  FUSED_BPTT_DEVICE static Column column(int, const std::byte* carry, int64_t) {
+  FUSED_BPTT_DEVICE static Column column(int, const std::byte* carry, int32_t) {
     Column c;
     c.vector = *reinterpret_cast<const Vector16*>(carry);
     return c;
@@ -53,10 +53,10 @@ struct FmaOps {
     }
   }
 
-  FUSED_BPTT_DEVICE static void store(const Block& block, int lane, Sum* sums, int64_t) {
+  FUSED_BPTT_DEVICE static void store(const Block& block, int lane, Sum* sums, int32_t) {
     sums[lane] = block.sum[0];
   }
-  FUSED_BPTT_DEVICE static Block load(int lane, const Sum* sums, int64_t) { return {{sums[lane]}}; }
+  FUSED_BPTT_DEVICE static Block load(int lane, const Sum* sums, int32_t) { return {{sums[lane]}}; }
 };
 
 }  // namespace fused_bptt

@@ -64,8 +64,8 @@ struct MmaOps {
   // Batch rows of one block of columns, and the widest that is computed at once.
   static constexpr int kColumns = 8;
   static constexpr int kWidest = 2;
-  // Fragments whose part of the carry is loaded before they are multiplied.
-  static constexpr int kGroup = math == Math::tf32x3 ? 2 : 4;
+  // Fragments whose part of the carry is loaded before they are multiplied; divides kCarryAhead.
+  static constexpr int kAhead = math == Math::tf32x3 ? 2 : 4;
 
   FUSED_BPTT_DEVICE static Operand operand(float x) { return MmaTraits<math>::operand(x); }
 
@@ -93,7 +93,7 @@ struct MmaOps {
   struct Column {
     uint32_t word[2];
   };
-  FUSED_BPTT_DEVICE static Column column(int lane, const std::byte* carry, int64_t row_bytes) {
+  FUSED_BPTT_DEVICE static Column column(int lane, const std::byte* carry, int32_t row_bytes) {
     struct alignas(8) Words {
       uint32_t low, high;
     };
@@ -133,14 +133,14 @@ struct MmaOps {
   }
 
   // `sums` is the entry of the tile's first row and the block's first batch row.
-  FUSED_BPTT_DEVICE static void store(const Block& block, int lane, Sum* sums, int64_t sums_row) {
+  FUSED_BPTT_DEVICE static void store(const Block& block, int lane, Sum* sums, int32_t sums_row) {
     Sum* at = sums + lane / 4 + (lane % 4) * 2 * sums_row;
     at[0] = block.sum[0];
     at[sums_row] = block.sum[1];
     at[8] = block.sum[2];
     at[sums_row + 8] = block.sum[3];
   }
-  FUSED_BPTT_DEVICE static Block load(int lane, const Sum* sums, int64_t sums_row) {
+  FUSED_BPTT_DEVICE static Block load(int lane, const Sum* sums, int32_t sums_row) {
     const Sum* at = sums + lane / 4 + (lane % 4) * 2 * sums_row;
     return {{at[0], at[sums_row], at[8], at[sums_row + 8]}};
   }

@@ -38,13 +38,13 @@ class Walk {
         product_(product),
         exchange_(team),
         sums_(reinterpret_cast<Sum*>(shared_memory() + sums_offset(team.plan))),
-        sums_row_(sums_row(team.plan)),
-        split_stride_(carry_rows(team.plan) * sums_row_),
+        sums_row_(static_cast<int32_t>(sums_row(team.plan))),
+        split_stride_(static_cast<int32_t>(carry_rows(team.plan)) * sums_row_),
         words_of_row_(team.plan.units / kPer) {}
 
   FUSED_BPTT_DEVICE void run() {
     if (team_.steps == 0) {
-      for_each_word(team_.tile_rows, [&](int32_t b, int64_t n, Fetched*) { store_initial(b, n); });
+      for_each_word(team_.tile_rows, [&](int32_t b, int32_t n, Fetched*) { store_initial(b, n); });
       return;
     }
     exchange_.begin();
@@ -102,7 +102,7 @@ class Walk {
                               int32_t sent) {
     const int64_t t = team_.time(i);
     const int32_t touched = at_least(at_least(rows, carried), at_least(sent, next));
-    for_each_word(touched, [&](int32_t b, int64_t n, Fetched* ahead) {
+    for_each_word(touched, [&](int32_t b, int32_t n, Fetched* ahead) {
       Packed<Operand> word{};
       Fetched fetched;
       if (ahead) fetched = *ahead;
@@ -141,7 +141,7 @@ class Walk {
   }
 
   // The parts of the splits, always added in the same order.
-  FUSED_BPTT_DEVICE Sum product_of(int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE Sum product_of(int32_t b, int32_t n) const {
     const Sum* part = sums_ + b * sums_row_ + (n - team_.first_unit);
     Sum sum = *part;
     for (int32_t split = 1; split < team_.plan.k_splits; ++split) {
@@ -153,23 +153,23 @@ class Walk {
 
   // What a row has for a product at its first step: nothing; in the adjoint the cotangent of its
   // last state.
-  FUSED_BPTT_DEVICE Sum begins_with(int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE Sum begins_with(int32_t b, int32_t n) const {
     return p_.initial.data ? Sum(widen(*initial(b, n))) : Sum{0};
   }
 
-  FUSED_BPTT_DEVICE void store_initial(int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE void store_initial(int32_t b, int32_t n) const {
     for (int j = 0; j < kPer && n + j < p_.H; ++j) {
       last(b, n)[j] = p_.initial.data ? initial(b, n)[j] : round_to<Storage>(Sum{0});
     }
   }
 
   FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
-    for_each_word(rows, [&](int32_t b, int64_t n, Fetched* ahead) {
+    for_each_word(rows, [&](int32_t b, int32_t n, Fetched* ahead) {
       if (ahead) fetch_word(team_.time(i), b, n, *ahead);
     });
   }
 
-  FUSED_BPTT_DEVICE void fetch_word(int64_t t, int32_t b, int64_t n, Fetched& fetched) const {
+  FUSED_BPTT_DEVICE void fetch_word(int64_t t, int32_t b, int32_t n, Fetched& fetched) const {
     const Storage* drive = p_.drive.data ? at(p_.drive, t, b, n) : nullptr;
     const Storage* factor = primitive == Primitive::linear ? at(p_.factor, t, b, n) : nullptr;
 #pragma unroll
@@ -185,17 +185,17 @@ class Walk {
     if (factor) ptx::prefetch_global_l2(at(p_.factor, far, b, n));
   }
 
-  FUSED_BPTT_DEVICE Storage* at(const Sequence& s, int64_t t, int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE Storage* at(const Sequence& s, int64_t t, int32_t b, int32_t n) const {
     const int64_t origin = p_.first_rows ? p_.first_rows[t] * s.row : t * s.step;
     return static_cast<Storage*>(s.data) + origin + (team_.first_row + b) * s.row +
            team_.group * s.group + n;
   }
-  FUSED_BPTT_DEVICE Storage* of_state(const State& s, int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE Storage* of_state(const State& s, int32_t b, int32_t n) const {
     return static_cast<Storage*>(s.data) + team_.group * s.group + (team_.first_row + b) * s.row +
            n;
   }
-  FUSED_BPTT_DEVICE Storage* last(int32_t b, int64_t n) const { return of_state(p_.last, b, n); }
-  FUSED_BPTT_DEVICE const Storage* initial(int32_t b, int64_t n) const {
+  FUSED_BPTT_DEVICE Storage* last(int32_t b, int32_t n) const { return of_state(p_.last, b, n); }
+  FUSED_BPTT_DEVICE const Storage* initial(int32_t b, int32_t n) const {
     return of_state(p_.initial, b, n);
   }
 
@@ -204,7 +204,7 @@ class Walk {
   const Product& product_;
   Exchange<Product> exchange_;
   Sum* sums_;
-  const int64_t sums_row_, split_stride_;
+  const int32_t sums_row_, split_stride_;
   const int32_t words_of_row_;
   Fetched ahead_[kAhead];
 };
@@ -216,7 +216,7 @@ template <class Product, template <class> class Exchange, Primitive primitive>
 FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
   const int64_t ctas = args.plan.ctas;
   const int64_t rank = block_index() % ctas;
-  Product product(args, rank);
+  Product product(args);
   int64_t loaded = -1;
   for (int64_t index = block_index() / ctas; index < args.plan.teams;
        index += grid_blocks() / ctas) {
@@ -229,11 +229,17 @@ FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
   }
 }
 
-// Before a kernel that streams W: block g * ctas + rank writes the fragments of that CTA.
+// Before recurrence_kernel: puts W in the order in which its threads read it, on pack_blocks() CTAs.
+// (Each CTA reading its own part of W as it lies measured as half of the kernel's code, and made the
+// teams of one group read the same W in the same scattered way.)
 template <class Product>
 FUSED_BPTT_GLOBAL(kMostThreads) pack_kernel(FUSED_BPTT_ARGS args) {
-  const int64_t rank = block_index() % args.plan.ctas;
-  Product(args, rank).pack(args, block_index() / args.plan.ctas, rank);
+  const int64_t tiles = args.plan.row_tiles;
+  const int64_t fragment = block_index() / tiles;
+  const int64_t of_k = fragments_of_k(args.plan, args.problem.H);
+  const int64_t cta = fragment / of_k;
+  Product(args).pack(args, cta / args.plan.ctas, cta % args.plan.ctas, fragment % of_k,
+                     static_cast<int32_t>(block_index() % tiles));
 }
 
 }  // namespace fused_bptt

@@ -17,7 +17,7 @@ struct Team {
     group = team / tiles;
     first_row = team % tiles * plan.batch_tile;
     tile_rows = static_cast<int32_t>(fewer(plan.batch_tile, problem.B - first_row));
-    first_unit = rank * plan.units;
+    first_unit = static_cast<int32_t>(rank) * plan.units;
     down = walks_backwards_device();
     steps = count_steps();
   }
@@ -50,8 +50,8 @@ struct Team {
   }
 
   // Units n < sent_columns are exchanged: H and what fills its last 16 bytes, which is zero.
-  FUSED_BPTT_DEVICE int64_t sent_columns() const {
-    return round_up(problem.H, 16 / operand_bytes(plan.math));
+  FUSED_BPTT_DEVICE int32_t sent_columns() const {
+    return static_cast<int32_t>(round_up(problem.H, 16 / operand_bytes(plan.math)));
   }
 
   const KernelArgs& args;
@@ -59,8 +59,8 @@ struct Team {
   const Plan& plan;
   const int64_t index;  // of the team
   const int64_t rank;   // of this CTA in it
-  int64_t group, first_row, first_unit;
-  int64_t steps;
+  int64_t group, first_row, steps;
+  int32_t first_unit;  // less than 2^31: W would not fit in any memory
   int32_t tile_rows;
   bool down;
 

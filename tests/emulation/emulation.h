@@ -69,7 +69,7 @@ struct Push {
 // The pushes that a barrier has been told of and that are not delivered.
 struct Pushes {
   static constexpr int kMost = 1 << 16;
-  std::unique_ptr<Push[]> list{new Push[kMost]};
+  std::unique_ptr<Push[]> list;
   int count = 0;
   int lock = 0;
 };
@@ -190,6 +190,7 @@ FUSED_BPTT_UNSEEN inline void lock(Pushes& p) {
 }
 FUSED_BPTT_UNSEEN inline void unlock(Pushes& p) { __atomic_store_n(&p.lock, 0, __ATOMIC_RELEASE); }
 FUSED_BPTT_UNSEEN inline void keep(Pushes& p, const Push& push) {
+  if (!p.list) p.list.reset(new Push[Pushes::kMost]);
   if (p.count == Pushes::kMost) fail("too many pushes are under way");
   p.list[p.count++] = push;
 }
@@ -258,6 +259,20 @@ void run_together(const Kernel& kernel, int64_t first, int64_t count, int64_t gr
   }
   for (std::thread& t : team) t.join();
   for (const auto& block : blocks) block->check_fences();
+}
+
+// Runs a kernel whose threads never meet, without shared memory.
+template <class Kernel>
+void run_one_by_one(const Kernel& kernel, int64_t blocks, int32_t threads) {
+  for (int64_t i = 0; i < blocks; ++i) {
+    Block block(i, threads, 0);
+    for (int32_t t = 0; t < threads; ++t) {
+      Thread thread{&block, nullptr, t, blocks};
+      self = &thread;
+      kernel();
+    }
+  }
+  self = nullptr;
 }
 
 }  // namespace emulation

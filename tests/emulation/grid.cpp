@@ -19,7 +19,7 @@ void cases() {
   run_linear<Math::fp64, 1, 32, ExchangeGrid>("fp64 no steps", waves, {.T = 0, .B = 6, .H = 33});
   Cut parts{
       .exchange = kGrid, .residence = Residence::global, .ctas = 2, .k_splits = 2,
-            .batch_tile = 3, .carry_quanta = 3};
+            .batch_tile = 3, .carry_quanta = 4};
   run_linear<Math::fp64, 1, 8, ExchangeGrid>("fp64 streamed, in parts", parts,
                                              {.T = 3, .B = 3, .G = 2, .H = 59, .reverse_groups = 1});
 
@@ -29,7 +29,7 @@ void cases() {
                                              {.T = 3, .B = 9, .H = 61});
   run_linear<Math::tf32x3, 1, 8, ExchangeGrid>("tf32x3", {.exchange = kGrid, .ctas = 3},
                                                {.T = 3, .B = 2, .H = 41});
-  parts.ctas = 4, parts.k_splits = 1, parts.carry_quanta = 1;
+  parts.ctas = 4, parts.k_splits = 1, parts.carry_quanta = 4;
   run_linear<Math::bf16, 1, 2, ExchangeGrid>("bf16 streamed, in parts", parts,
                                              {.T = 3, .B = 3, .H = 61});
   run_recurrence<Math::bf16, 1, 8, ExchangeGrid>(

@@ -238,11 +238,7 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
       (reinterpret_cast<uintptr_t>(workspace.data()) + 127) / 128 * 128);
   std::memset(args.workspace, 0, static_cast<size_t>(workspace_zero_bytes(plan)));
 
-  if (plan.residence == Residence::global) {
-    for (int64_t block = 0; block < p.G * plan.ctas; ++block) {
-      run_together([&] { pack_kernel<Product>(args); }, block, 1, p.G * plan.ctas, plan.threads, 1, 0);
-    }
-  }
+  run_one_by_one([&] { pack_kernel<Product>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
   const auto kernel = [&] { recurrence_kernel<Product, Exchange, primitive>(args); };
   if (plan.exchange == fused_bptt::Exchange::grid) {
     const int64_t teams = cut.resident_teams ? cut.resident_teams : plan.teams;

@@ -21,7 +21,7 @@ void cases() {
   }
   run<Math::bf16, 1, 2, ExchangeGrid, Primitive::linear>(
       "bf16 streamed, in parts",
-      {.exchange = kGrid, .residence = Residence::global, .ctas = 4, .carry_quanta = 1},
+      {.exchange = kGrid, .residence = Residence::global, .ctas = 4, .carry_quanta = 4},
       {.T = 3, .B = 3, .H = 61}, {.adjoint = true});
 }
 
