@@ -192,7 +192,7 @@ def cpu_isa() -> str:
 
 
 def cuda_archs() -> list[str]:
-    """CUDA architectures that this build contains; empty when it was built without nvcc."""
+    """CUDA architectures that this build contains; empty if it is for the CPU alone."""
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
 
 

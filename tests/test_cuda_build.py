@@ -100,6 +100,7 @@ while [ $# -gt 1 ]; do case "$1" in -o) o=$2;; -MF) d=$2;; esac; shift; done
 echo compiled >> "$(dirname "$0")/calls"
 printf '%s: %s \\\\\\n  %s\\n' "$o" "$1" "$(dirname "$1")/../kernel.cuh" > "$d"
 echo object > "$o"
+[ -e "$(dirname "$0")/edited" ] && touch "$(dirname "$1")/../kernel.cuh"
 grep -q broken "$1" && { echo "error: broken" >&2; exit 1; }
 echo "ptxas info    : something" >&2
 """
@@ -145,6 +146,17 @@ def test_only_what_changed_is_compiled(fake: Path) -> None:
     # The cluster's file is compiled for what has clusters: its object is there already.
     assert compile_all("sm_90a") == 1
     assert compile_all("sm_80") == 1
+
+
+def test_a_file_that_is_edited_while_nvcc_runs_is_compiled_again(fake: Path) -> None:
+    def compile_all() -> int:
+        build_cuda.compile_all(fake / "nvcc", ["sm_90a"])
+        return calls(fake)
+
+    (fake / "edited").touch()
+    assert [compile_all(), compile_all()] == [2, 2]
+    (fake / "edited").unlink()
+    assert [compile_all(), compile_all()] == [2, 0]
 
 
 def test_a_refused_file_is_compiled_again(fake: Path) -> None:

@@ -68,11 +68,13 @@ struct Launch {
   }
 };
 
+// More than 48 KiB, and clusters of more than 8, are to be asked for.
 void allow(const void* kernel, const Plan& p) {
-  // More than 48 KiB, and clusters of more than 8, are to be asked for.
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(p.shared_bytes)),
-        "shared memory of the " + words_of(p));
+  if (p.shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(p.shared_bytes)),
+          "shared memory of the " + words_of(p));
+  }
   if (p.exchange == Exchange::cluster && p.ctas > 8) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cluster size of the " + words_of(p));
