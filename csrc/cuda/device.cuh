@@ -35,8 +35,8 @@ struct alignas(16) Vector16 {
 };
 
 FUSED_BPTT_DEVICE int32_t thread_index() { return static_cast<int32_t>(threadIdx.x); }
-FUSED_BPTT_DEVICE int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
-FUSED_BPTT_DEVICE int64_t grid_blocks() { return static_cast<int64_t>(gridDim.x); }
+FUSED_BPTT_DEVICE int32_t block_index() { return static_cast<int32_t>(blockIdx.x); }
+FUSED_BPTT_DEVICE int32_t grid_blocks() { return static_cast<int32_t>(gridDim.x); }
 
 // Every thread of the CTA; what was written before it is seen after it.
 FUSED_BPTT_DEVICE void sync_block() { __syncthreads(); }
@@ -100,6 +100,23 @@ FUSED_BPTT_DEVICE To round_to(From x) {
     return static_cast<To>(x);
   }
 }
+
+// Deals the elements of a rectangle out to the threads of a CTA, row by row, without dividing at
+// every step: this thread's elements, one after another.
+struct Cursor {
+  FUSED_BPTT_DEVICE Cursor(int32_t threads, int32_t columns)
+      : columns(columns), rows_ahead(threads / columns), columns_ahead(threads % columns) {
+    row = thread_index() / columns;
+    column = thread_index() % columns;
+  }
+  FUSED_BPTT_DEVICE void advance() {
+    row += rows_ahead;
+    column += columns_ahead;
+    if (column >= columns) column -= columns, ++row;
+  }
+  const int32_t columns, rows_ahead, columns_ahead;
+  int32_t row, column;
+};
 
 FUSED_BPTT_DEVICE int32_t at_most(int32_t a, int32_t b) { return a < b ? a : b; }
 FUSED_BPTT_DEVICE int32_t at_least(int32_t a, int32_t b) { return a > b ? a : b; }

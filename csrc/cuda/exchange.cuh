@@ -30,19 +30,19 @@ union Packed {
 
 // Initial states of `rows` rows, columns [from, to), into a carry in shared memory; zero from H on.
 template <class Product>
-FUSED_BPTT_DEVICE void carry_initial(const Team& team, int32_t rows, int64_t from, int64_t to,
+FUSED_BPTT_DEVICE void carry_initial(const Team& team, int32_t rows, int32_t from, int32_t to,
                                      std::byte* carry) {
   using Operand = typename Product::Operand;
   const Problem& p = team.problem;
   const typename Product::Storage* initial =
       static_cast<const typename Product::Storage*>(p.initial.data) + team.group * p.initial.group +
       team.first_row * p.initial.row;
-  for (int32_t b = 0; b < rows; ++b) {
-    Operand* row = reinterpret_cast<Operand*>(carry + b * carry_row_bytes(team.plan));
-    for (int64_t k = from + thread_index(); k < to; k += team.plan.threads) {
-      row[k - from] = k < p.H ? Product::Ops::operand(widen(initial[b * p.initial.row + k]))
-                              : Product::Ops::operand(0);
-    }
+#pragma unroll 1
+  for (Cursor at(team.plan.threads, to - from); at.row < rows; at.advance()) {
+    const int32_t k = from + at.column;
+    reinterpret_cast<Operand*>(carry + at.row * carry_row_bytes(team.plan))[at.column] =
+        k < p.H ? Product::Ops::operand(widen(initial[at.row * p.initial.row + k]))
+                : Product::Ops::operand(0);
   }
 }
 
@@ -50,12 +50,13 @@ FUSED_BPTT_DEVICE void carry_initial(const Team& team, int32_t rows, int64_t fro
 template <class Product>
 FUSED_BPTT_DEVICE void clear_padding(const Team& team, std::byte* carry) {
   using Operand = typename Product::Operand;
-  for (int32_t b = 0; b < team.plan.batch_tile; ++b) {
-    Operand* row = reinterpret_cast<Operand*>(carry + b * carry_row_bytes(team.plan));
-    for (int64_t k = team.sent_columns() + thread_index(); k < team.plan.carry_columns;
-         k += team.plan.threads) {
-      row[k] = Product::Ops::operand(0);
-    }
+  const int32_t from = team.sent_columns();
+  const int32_t columns = team.plan.carry_columns - from;
+  if (columns <= 0) return;
+#pragma unroll 1
+  for (Cursor at(team.plan.threads, columns); at.row < team.plan.batch_tile; at.advance()) {
+    reinterpret_cast<Operand*>(carry + at.row * carry_row_bytes(team.plan))[from + at.column] =
+        Product::Ops::operand(0);
   }
 }
 

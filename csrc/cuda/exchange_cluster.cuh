@@ -70,6 +70,7 @@ class ExchangeCluster {
     // Each begins with its neighbour, so that not all push to one at a time.
     uint32_t peer = static_cast<uint32_t>(team_.rank);
     const uint32_t peers = static_cast<uint32_t>(team_.plan.ctas);
+#pragma unroll 1
     for (uint32_t sent = 0; sent < peers; ++sent) {
       peer = peer + 1 == peers ? 0 : peer + 1;
       ptx::st_async(ptx::mapa(to, peer), word, ptx::mapa(barrier, peer));

@@ -44,11 +44,10 @@ class ExchangeGrid {
       }
       sync_block();
     }
-    const int64_t H = team_.problem.H;
-    const int64_t quantum = k_quantum(team_.plan);
-    for (int64_t from = 0; from < H; from += team_.plan.carry_columns) {
-      const int64_t left = carry_width(team_.plan, H) - from;
-      const int64_t columns = left < team_.plan.carry_columns ? left : team_.plan.carry_columns;
+    const int32_t width = static_cast<int32_t>(carry_width(team_.plan, team_.problem.H));
+    const int32_t quantum = static_cast<int32_t>(k_quantum(team_.plan));
+    for (int32_t from = 0; from < width; from += team_.plan.carry_columns) {
+      const int32_t columns = at_most(width - from, team_.plan.carry_columns);
       if (from > 0) sync_block();  // the part before has been read
       if (i == 0) {
         carry_initial<Product>(team_, rows, from, from + columns, chunk_);
@@ -56,9 +55,8 @@ class ExchangeGrid {
         copy(i, rows, from, columns);
       }
       sync_block();
-      product.multiply(chunk_, rows, split_stride, static_cast<int32_t>(from / quantum),
-                       static_cast<int32_t>((from + columns) / quantum), from == 0,
-                       team_.plan.residence, sums);
+      product.multiply(chunk_, rows, split_stride, from / quantum, (from + columns) / quantum,
+                       from == 0, team_.plan.residence, sums);
     }
   }
 
@@ -75,17 +73,32 @@ class ExchangeGrid {
   FUSED_BPTT_DEVICE void end() {}
 
  private:
-  FUSED_BPTT_DEVICE void copy(int64_t i, int32_t rows, int64_t from, int64_t columns) {
-    const int64_t bytes = columns * static_cast<int64_t>(sizeof(Operand));
-    const int64_t first = from * static_cast<int64_t>(sizeof(Operand));
-    for (int32_t b = 0; b < rows; ++b) {
-      const std::byte* source = carry_ + i % 2 * buffer_bytes_ + b * row_bytes_ + first;
-      std::byte* to = chunk_ + b * carry_row_bytes(team_.plan);
-      for (int64_t at = thread_index() * 16; at < bytes; at += team_.plan.threads * 16) {
-        *reinterpret_cast<Vector16*>(to + at) =
-            first + at < row_bytes_
-                ? load_through_l2(reinterpret_cast<const Vector16*>(source + at))
-                : Vector16{};
+  // Columns of carry i into shared memory, and zeros behind its end. A thread has four loads under
+  // way, or each of them would wait for L2 in turn.
+  FUSED_BPTT_DEVICE void copy(int64_t i, int32_t rows, int32_t from, int32_t columns) {
+    constexpr int kLoads = 4;
+    const int32_t vectors = columns * static_cast<int32_t>(sizeof(Operand)) / 16;
+    const int32_t first = from * static_cast<int32_t>(sizeof(Operand)) / 16;
+    const int32_t row_vectors = static_cast<int32_t>(row_bytes_ / 16);
+    const int32_t chunk_row = static_cast<int32_t>(carry_row_bytes(team_.plan) / 16);
+    const Vector16* source = reinterpret_cast<const Vector16*>(carry_ + i % 2 * buffer_bytes_);
+    Vector16* to = reinterpret_cast<Vector16*>(chunk_);
+    Cursor at(team_.plan.threads, vectors);
+    while (at.row < rows) {
+      Vector16 loaded[kLoads];
+      int32_t place[kLoads];
+#pragma unroll
+      for (int m = 0; m < kLoads; ++m) {
+        place[m] = at.row < rows ? at.row * chunk_row + at.column : -1;
+        const int32_t vector = first + at.column;
+        loaded[m] = at.row < rows && vector < row_vectors
+                        ? load_through_l2(source + at.row * row_vectors + vector)
+                        : Vector16{};
+        at.advance();
+      }
+#pragma unroll
+      for (int m = 0; m < kLoads; ++m) {
+        if (place[m] >= 0) to[place[m]] = loaded[m];
       }
     }
   }

@@ -77,7 +77,7 @@ class Product {
   }
 
   // Puts this thread's part of fragment (j, i) of its warp where load() will look for it.
-  FUSED_BPTT_DEVICE void pack(const KernelArgs& args, int64_t group, int64_t rank, int64_t j,
+  FUSED_BPTT_DEVICE void pack(const KernelArgs& args, int64_t group, int64_t rank, int32_t j,
                               int32_t i) const {
     const int64_t row = rank * args.plan.units + row_ + i * tile_rows(math);
     const int64_t k = (j * k_splits_ + split_) * fragment_depth(math);

@@ -75,24 +75,15 @@ class Walk {
   // fetched for the word, or null.
   template <class F>
   FUSED_BPTT_DEVICE void for_each_word(int32_t rows, const F& f) {
-    int32_t b = thread_index() / words_of_row_;
-    int32_t word = thread_index() - b * words_of_row_;
-    const int32_t rows_ahead = team_.plan.threads / words_of_row_;
-    const int32_t words_ahead = team_.plan.threads - rows_ahead * words_of_row_;
-    const auto next = [&] {
-      word += words_ahead;
-      b += rows_ahead;
-      if (word >= words_of_row_) word -= words_of_row_, ++b;
-    };
+    Cursor at(team_.plan.threads, words_of_row_);
 #pragma unroll
     for (int m = 0; m < kAhead; ++m) {
-      if (b < rows) f(b, team_.first_unit + word * kPer, &ahead_[m]);
-      next();
+      if (at.row < rows) f(at.row, team_.first_unit + at.column * kPer, &ahead_[m]);
+      at.advance();
     }
 #pragma unroll 1
-    while (b < rows) {
-      f(b, team_.first_unit + word * kPer, static_cast<Fetched*>(nullptr));
-      next();
+    for (; at.row < rows; at.advance()) {
+      f(at.row, team_.first_unit + at.column * kPer, static_cast<Fetched*>(nullptr));
     }
   }
 
@@ -144,6 +135,7 @@ class Walk {
   FUSED_BPTT_DEVICE Sum product_of(int32_t b, int32_t n) const {
     const Sum* part = sums_ + b * sums_row_ + (n - team_.first_unit);
     Sum sum = *part;
+#pragma unroll 1
     for (int32_t split = 1; split < team_.plan.k_splits; ++split) {
       part += split_stride_;
       sum += *part;
@@ -214,13 +206,13 @@ constexpr int kMostThreads = 256;
 
 template <class Product, template <class> class Exchange, Primitive primitive>
 FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
-  const int64_t ctas = args.plan.ctas;
-  const int64_t rank = block_index() % ctas;
+  const int32_t ctas = args.plan.ctas;
+  const int32_t teams = static_cast<int32_t>(args.plan.teams);
+  const int32_t rank = block_index() % ctas;
   Product product(args);
-  int64_t loaded = -1;
-  for (int64_t index = block_index() / ctas; index < args.plan.teams;
-       index += grid_blocks() / ctas) {
-    const Team team(args, index);
+  int32_t loaded = -1;
+  for (int32_t index = block_index() / ctas; index < teams; index += grid_blocks() / ctas) {
+    const Team team(args, index, rank);
     sync_block();  // nobody is in the team before any more
     if (team.group != loaded) product.load(args, team.group, rank);
     loaded = team.group;
@@ -234,12 +226,12 @@ FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
 // teams of one group read the same W in the same scattered way.)
 template <class Product>
 FUSED_BPTT_GLOBAL(kMostThreads) pack_kernel(FUSED_BPTT_ARGS args) {
-  const int64_t tiles = args.plan.row_tiles;
-  const int64_t fragment = block_index() / tiles;
-  const int64_t of_k = fragments_of_k(args.plan, args.problem.H);
-  const int64_t cta = fragment / of_k;
+  const int32_t tiles = args.plan.row_tiles;
+  const int32_t of_k = static_cast<int32_t>(fragments_of_k(args.plan, args.problem.H));
+  const int32_t fragment = block_index() / tiles;
+  const int32_t cta = fragment / of_k;
   Product(args).pack(args, cta / args.plan.ctas, cta % args.plan.ctas, fragment % of_k,
-                     static_cast<int32_t>(block_index() % tiles));
+                     block_index() % tiles);
 }
 
 }  // namespace fused_bptt

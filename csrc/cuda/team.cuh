@@ -7,17 +7,14 @@
 namespace fused_bptt {
 
 struct Team {
-  FUSED_BPTT_DEVICE Team(const KernelArgs& args, int64_t team)
-      : args(args),
-        problem(args.problem),
-        plan(args.plan),
-        index(team),
-        rank(block_index() % args.plan.ctas) {
-    const int64_t tiles = plan.teams / problem.G;
+  FUSED_BPTT_DEVICE Team(const KernelArgs& args, int32_t team, int32_t rank)
+      : args(args), problem(args.problem), plan(args.plan), index(team), rank(rank) {
+    const int32_t tiles =
+        static_cast<int32_t>((problem.B + plan.batch_tile - 1) / plan.batch_tile);
     group = team / tiles;
-    first_row = team % tiles * plan.batch_tile;
+    first_row = static_cast<int64_t>(team % tiles) * plan.batch_tile;
     tile_rows = static_cast<int32_t>(fewer(plan.batch_tile, problem.B - first_row));
-    first_unit = static_cast<int32_t>(rank) * plan.units;
+    first_unit = rank * plan.units;
     down = walks_backwards_device();
     steps = count_steps();
   }
@@ -57,9 +54,10 @@ struct Team {
   const KernelArgs& args;
   const Problem& problem;
   const Plan& plan;
-  const int64_t index;  // of the team
-  const int64_t rank;   // of this CTA in it
-  int64_t group, first_row, steps;
+  const int32_t index;  // of the team
+  const int32_t rank;   // of this CTA in it
+  int32_t group;
+  int64_t first_row, steps;
   int32_t first_unit;  // less than 2^31: W would not fit in any memory
   int32_t tile_rows;
   bool down;

@@ -291,8 +291,8 @@ struct alignas(16) Vector16 {
 };
 
 inline int32_t thread_index() { return emulation::self->index; }
-inline int64_t block_index() { return emulation::self->block->index; }
-inline int64_t grid_blocks() { return emulation::self->grid_blocks; }
+inline int32_t block_index() { return static_cast<int32_t>(emulation::self->block->index); }
+inline int32_t grid_blocks() { return static_cast<int32_t>(emulation::self->grid_blocks); }
 inline void sync_block() { emulation::self->block->barrier.wait(); }
 // It brings lanes together for an instruction of the warp; the kernels do not order memory by it.
 inline void sync_warp() {}
