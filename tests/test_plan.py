@@ -251,6 +251,22 @@ def test_a_promised_gpu_that_is_missing_is_a_failure() -> None:
     assert "FUSED_BPTT_REQUIRE_CUDA=1: expected a CUDA device to test on, but" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("products", "expected"),
+    [
+        ("float64", {"fp64"}),
+        ("float32", {"fp32"}),
+        ("float32 tf32", {"fp32", "tf32"}),
+        ("bfloat16", {"bf16"}),
+        ("float16", {"fp16"}),
+        ("tf32x3", {"tf32x3"}),
+    ],
+)
+def test_products_of_a_type(products: str, expected: set[str]) -> None:
+    """Strict float32 is never rounded to fewer bits."""
+    assert {row["math"] for row in explain(64, 1, 512, products, "h200")[1:]} == expected
+
+
 def test_limits_of_a_device_that_was_asked() -> None:
     """As cuda_limits() writes them: with few SMs and clusters of 2 alone."""
     clusters = [0, 3] + 14 * [0]
