@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import test_emulation as emulation
 import torch
 from helpers import run_python
 from hypothesis import given
@@ -280,3 +282,22 @@ def test_limits_of_a_device_that_was_asked() -> None:
     } == {2}
     with pytest.raises(RuntimeError, match="device_limits: expected one of"):
         explain(4, 1, 512, "bf16", text.rsplit(" ", 1)[0])
+
+
+def test_kernels_run_as_planned(tmp_path: Path) -> None:
+    """The real loops on the host, cut as the plan says: waves, parts of the carry, all residences."""
+    sources = [str(ROOT / "csrc" / "cuda" / name) for name in ("plan.cpp", "limits.cpp")]
+    done = emulation.run(emulation.build("planned", tmp_path, *sources))
+    emulation.assert_clean(done, least_cases=30)
+    kinds = [
+        (exchange, residence)
+        for exchange in ("cta", "grid")
+        for residence in ("registers", "global")
+    ]
+    kinds += [("cta", "shared"), ("cluster", "registers"), ("cluster", "global")]
+    for exchange, residence in kinds:
+        assert re.search(rf"ok \w+ {exchange} of \d+, {residence}", done.stdout), (
+            exchange,
+            residence,
+        )
+    assert "in parts" in done.stdout
