@@ -285,7 +285,7 @@ def test_limits_of_a_device_that_was_asked() -> None:
 
 
 def test_kernels_run_as_planned(tmp_path: Path) -> None:
-    """The real loops on the host, cut as the plan says: waves, parts of the carry, all residences."""
+    """The real loops on the host, cut as the plan says: waves, parts of the carry, residences."""
     sources = [str(ROOT / "csrc" / "cuda" / name) for name in ("plan.cpp", "limits.cpp")]
     done = emulation.run(emulation.build("planned", tmp_path, *sources))
     emulation.assert_clean(done, least_cases=30)
