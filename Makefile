@@ -25,12 +25,12 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: $(VENV)/.rivals
 	$(BIN)/python -m benchmarks.measure --threads 1 2
@@ -52,7 +52,9 @@ wheel: $(VENV)/.torch
 clean:
 	rm -rf build dist out *.egg-info fused_bptt/*.so .pytest_cache .mypy_cache .ruff_cache
 
-CPP := $(shell find csrc tests/native benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SUFFIXES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+CPP := $(shell find csrc $(SUFFIXES))
+FORMATTED := $(shell find csrc tests benchmarks $(SUFFIXES))
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
