@@ -39,4 +39,4 @@ void cases() {
 
 }  // namespace
 
-int main(int argc, char** argv) { return main_of(argc, argv, 240, cases); }
+int main(int argc, char** argv) { return main_of(argc, argv, cases); }

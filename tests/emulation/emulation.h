@@ -8,7 +8,8 @@
 //   wait acquires, and nothing else of an mbarrier orders anything. What the emulation itself needs
 //   to be safe is hidden from the sanitizer.
 //
-// What it cannot show: the hardware's weaker order of memory (the host's own is strong, and the
+// What it cannot show: a race between lanes of one warp, which meet at every tensor core product;
+// the hardware's weaker order of memory (the host's own is strong, and the
 // sanitizer knows threads and not scopes), proxies, and whether CTAs are on the device together.
 #pragma once
 
@@ -24,6 +25,10 @@
 #include <vector>
 
 #include <sched.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #define FUSED_BPTT_DEVICE inline
@@ -39,24 +44,42 @@ namespace emulation {
   _exit(3);
 }
 
+// Sleeps until `word` is no longer `seen`, or for no reason. Not std::atomic::wait: all who wait in
+// it share a few counters, which the sanitizer takes for order between them.
+inline void sleep_while(const uint32_t* word, uint32_t seen) {
+#if defined(__linux__)
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+  sched_yield();
+#endif
+}
+inline void wake_all(const uint32_t* word) {
+#if defined(__linux__)
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+}
+
 class Barrier {
  public:
   explicit Barrier(int32_t size) : size_(size) {}
   void wait() {
-    const uint32_t generation = generation_.load(std::memory_order_acquire);
+    std::atomic_ref<uint32_t> now(generation_);
+    const uint32_t generation = now.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
-      generation_.fetch_add(1, std::memory_order_release);
-      generation_.notify_all();
+      now.fetch_add(1, std::memory_order_release);
+      wake_all(&generation_);
     } else {
-      generation_.wait(generation, std::memory_order_acquire);
+      while (now.load(std::memory_order_acquire) == generation) {
+        sleep_while(&generation_, generation);
+      }
     }
   }
 
  private:
   const int32_t size_;
   std::atomic<int32_t> arrived_{0};
-  std::atomic<uint32_t> generation_{0};
+  uint32_t generation_ = 0;
 };
 
 // A push that is under way.
@@ -166,6 +189,11 @@ inline MbarrierState checked(uint64_t word) {
   return s;
 }
 
+// The half of the word whose change ends a wait: phase and arrivals. (Numbers are little-endian.)
+inline const uint32_t* phase_of(const uint64_t* barrier) {
+  return reinterpret_cast<const uint32_t*>(barrier);
+}
+
 template <class Change>
 bool change(uint64_t* barrier, const Change& f) {
   std::atomic_ref<uint64_t> word(*barrier);
@@ -178,7 +206,7 @@ bool change(uint64_t* barrier, const Change& f) {
     if (complete) s.phase ^= 1, s.pending = s.arrivals & 0x3F;
     if (word.compare_exchange_weak(old, std::bit_cast<uint64_t>(s), std::memory_order_release,
                                    std::memory_order_relaxed)) {
-      if (complete) word.notify_all();
+      if (complete) wake_all(phase_of(barrier));
       return complete;
     }
   }
@@ -432,7 +460,7 @@ inline void mbarrier_wait_parity(uint64_t* barrier, uint32_t parity) {
     const uint64_t now = word.load(std::memory_order_acquire);
     // The phase of `parity` is over when the barrier is in one of the other parity.
     if (emulation::checked(now).phase != parity) return;
-    word.wait(now, std::memory_order_acquire);
+    emulation::sleep_while(emulation::phase_of(barrier), static_cast<uint32_t>(now));
   }
 }
 

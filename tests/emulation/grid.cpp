@@ -29,9 +29,9 @@ void cases() {
                                              {.T = 3, .B = 9, .H = 61});
   run_linear<Math::tf32x3, 1, 8, ExchangeGrid>("tf32x3", {.exchange = kGrid, .ctas = 3},
                                                {.T = 3, .B = 2, .H = 41});
-  parts.ctas = 4, parts.k_splits = 1, parts.carry_quanta = 4;
+  parts.ctas = 6, parts.k_splits = 1;
   run_linear<Math::bf16, 1, 2, ExchangeGrid>("bf16 streamed, in parts", parts,
-                                             {.T = 3, .B = 3, .H = 61});
+                                             {.T = 3, .B = 3, .H = 81});
   run_recurrence<Math::bf16, 1, 8, ExchangeGrid>(
       "bf16", {.exchange = kGrid, .ctas = 3, .batch_tile = 11}, {.T = 5, .B = 11, .H = 45});
   run_linear<Math::fp16, 2, 8, ExchangeGrid>(
@@ -41,4 +41,4 @@ void cases() {
 
 }  // namespace
 
-int main(int argc, char** argv) { return main_of(argc, argv, 240, cases); }
+int main(int argc, char** argv) { return main_of(argc, argv, cases); }

@@ -304,9 +304,17 @@ void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape)
   }
 }
 
-// A program of cases: `late` as its argument has pushes arrive late. Ends itself when it hangs.
-inline int main_of(int argc, char** argv, unsigned seconds, void (*cases)()) {
-  late_delivery = argc > 1 && std::string(argv[1]) == "late";
+// A program of cases. Arguments: `late` has pushes arrive late; a number is the seconds after which
+// the program is taken to hang, and ends itself.
+inline int main_of(int argc, char** argv, void (*cases)()) {
+  unsigned seconds = 240;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "late") {
+      late_delivery = true;
+    } else {
+      seconds = static_cast<unsigned>(std::stoul(argv[i]));
+    }
+  }
   std::signal(SIGALRM, [](int) {
     static const char words[] = "emulation: hangs\n";
     [[maybe_unused]] const ssize_t written = write(2, words, sizeof(words) - 1);

@@ -18,10 +18,13 @@ void cases() {
         "fp32 packed", {.exchange = kCluster, .ctas = 2, .k_splits = 2, .batch_tile = 6}, packed,
         {.phi = Phi::given, .adjoint = adjoint});
   }
+  // Tensor cores write the sums of eight rows, of which some have ended and are still being read.
+  Shape packed = kPacked;
+  packed.H = 31;
   run<Math::bf16, 1, 8, ExchangeCluster, Primitive::linear>(
-      "bf16", {.exchange = kCluster, .ctas = 2}, {.T = 4, .B = 3, .H = 31}, {.adjoint = true});
+      "bf16 packed", {.exchange = kCluster, .ctas = 2}, packed, {.adjoint = true});
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return main_of(argc, argv, 60, cases); }
+int main(int argc, char** argv) { return main_of(argc, argv, cases); }

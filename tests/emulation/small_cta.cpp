@@ -21,4 +21,4 @@ void cases() {
 
 }  // namespace
 
-int main(int argc, char** argv) { return main_of(argc, argv, 60, cases); }
+int main(int argc, char** argv) { return main_of(argc, argv, cases); }
