@@ -22,7 +22,7 @@ void cases() {
   Shape packed = kPacked;
   packed.H = 31;
   run<Math::bf16, 1, 8, ExchangeCluster, Primitive::linear>(
-      "bf16 packed", {.exchange = kCluster, .ctas = 2}, packed, {.adjoint = true});
+      "bf16 packed", {.exchange = kCluster, .ctas = 2, .k_splits = 2}, packed, {.adjoint = true});
 }
 
 }  // namespace
