@@ -65,7 +65,8 @@ class ExchangeCluster {
   }
 
   FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int32_t n, WordOf<Operand> word) {
-    const std::byte* to = carry_ + static_cast<int32_t>(i % 2) * buffer_bytes_ + b * row_bytes_ + n * static_cast<int32_t>(sizeof(Operand));
+    const std::byte* to = carry_ + static_cast<int32_t>(i % 2) * buffer_bytes_ + b * row_bytes_ +
+                          n * static_cast<int32_t>(sizeof(Operand));
     const uint64_t* barrier = barriers_ + i % 2;
     // Each begins with its neighbour, so that not all push to one at a time.
     uint32_t peer = static_cast<uint32_t>(team_.rank);

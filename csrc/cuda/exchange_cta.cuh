@@ -35,7 +35,8 @@ class ExchangeCta {
   }
 
   FUSED_BPTT_DEVICE void send(int64_t, int32_t b, int32_t n, WordOf<Operand> word) {
-    *reinterpret_cast<WordOf<Operand>*>(carry_ + b * row_bytes_ + n * static_cast<int32_t>(sizeof(Operand))) = word;
+    *reinterpret_cast<WordOf<Operand>*>(carry_ + b * row_bytes_ +
+                                        n * static_cast<int32_t>(sizeof(Operand))) = word;
   }
 
   FUSED_BPTT_DEVICE void publish(int64_t) { sync_block(); }

@@ -5,8 +5,8 @@
 // and a peer raises its flag to i after its threads have met behind the product of carry i - 1: so
 // the buffer is free, as in exchange_cluster.cuh. Visibility: the slice is written by all threads,
 // they meet, one of them raises the flag with release at the scope of the device, which covers what
-// it has seen at the barrier; who reads the flags does so with acquire, and its CTA meets before the
-// carry is read. The carry is read through L2 so that no old line of L1 can answer.
+// it has seen at the barrier; who reads the flags does so with acquire, and its CTA meets before
+// the carry is read. The carry is read through L2 so that no old line of L1 can answer.
 //
 // A CTA waits for its peers without end, so all CTAs of a team must be on the device together: the
 // launcher starts no more teams than can be, and each CTA walks several teams, one after another. A

@@ -37,7 +37,8 @@ struct Plan {
   int32_t k_splits;       // warps that share one output, summed in fixed order
   int32_t row_tiles;      // tiles of W, one above the other, of a warp; template argument
   int32_t fragments;      // pieces of W in a thread's registers (4 each); template argument
-  int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it (grid)
+  int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it
+                          // (grid)
   int64_t shared_bytes;   // dynamic shared memory of a CTA
   int64_t teams;          // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
   double step_us;         // predicted, of the model in plan.cpp
@@ -145,13 +146,12 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t sums_offset(const Plan& plan) {
   return carry_offset() + carry_buffers(plan.exchange) * carry_buffer_bytes(plan);
 }
 FUSED_BPTT_HOST_DEVICE constexpr int64_t rest_offset(const Plan& plan) {
-  return round_up(sums_offset(plan) +
-                      plan.k_splits * carry_rows(plan) * sums_row(plan) * sum_bytes(plan.math),
-                  128);
+  return round_up(
+      sums_offset(plan) + plan.k_splits * carry_rows(plan) * sums_row(plan) * sum_bytes(plan.math),
+      128);
 }
 FUSED_BPTT_HOST_DEVICE constexpr int64_t shared_bytes(const Plan& plan, int64_t H) {
-  return rest_offset(plan) +
-         (plan.residence == Residence::shared ? rest_of_weights(plan, H) : 0);
+  return rest_offset(plan) + (plan.residence == Residence::shared ? rest_of_weights(plan, H) : 0);
 }
 
 // -------------------------------------------------------------------------------- workspace

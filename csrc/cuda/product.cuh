@@ -107,10 +107,9 @@ class Product {
  private:
   FUSED_BPTT_DEVICE static Vector16* packed(const KernelArgs& args, int64_t group, int64_t rank) {
     const int64_t H = args.problem.H;
-    return reinterpret_cast<Vector16*>(static_cast<std::byte*>(args.workspace) +
-                                       packed_offset(args.plan, H) +
-                                       (group * args.plan.ctas + rank) *
-                                           packed_bytes_of_cta(args.plan, H));
+    return reinterpret_cast<Vector16*>(
+        static_cast<std::byte*>(args.workspace) + packed_offset(args.plan, H) +
+        (group * args.plan.ctas + rank) * packed_bytes_of_cta(args.plan, H));
   }
 
   // Where this thread's part of a fragment is, counted from what follows the registers.
@@ -136,7 +135,8 @@ class Product {
     constexpr int kAhead = Ops::kAhead;
     typename Ops::Column columns[kAhead][kBlocks];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) load_columns<kBlocks>(carry, at_most(j, end - first - 1), columns[j]);
+    for (int j = 0; j < kAhead; ++j)
+      load_columns<kBlocks>(carry, at_most(j, end - first - 1), columns[j]);
 #pragma unroll
     for (int j = 0; j < kRegistersOfK; ++j) {
       if (j >= first && j < end) {
@@ -205,7 +205,7 @@ class Product {
   }
 
   const int32_t k_splits_, threads_, lane_, split_;
-  const int32_t row_;   // the first of this warp's rows in the CTA
+  const int32_t row_;  // the first of this warp's rows in the CTA
   const int32_t carry_row_bytes_, sums_row_;
   Vector16 registers_[kRegistersOfK][kRowTiles];
   const Vector16* rest_ = nullptr;  // this thread's part of what follows the registers

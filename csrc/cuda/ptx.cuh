@@ -14,9 +14,9 @@ namespace fused_bptt::ptx {
 // ------------------------------------------------------------------------------ tensor cores
 // #warp-level-matrix-fragment-mma-16816-float and #...-1688. D = A B + D, fp32 sums. With r = lane
 // / 4 and q = lane % 4, words: a[0] row r, a[1] row r + 8, both of the lower k; a[2] and a[3] the
-// same rows of the upper k; b[0] lower k, b[1] upper k of column r; d[0], d[1] row r, columns 2q and
-// 2q + 1, d[2], d[3] row r + 8. A word of the lower k is k = 2q and 2q + 1 (16 bits) or q (tf32), of
-// the upper one 8 (or 4) more.
+// same rows of the upper k; b[0] lower k, b[1] upper k of column r; d[0], d[1] row r, columns 2q
+// and 2q + 1, d[2], d[3] row r + 8. A word of the lower k is k = 2q and 2q + 1 (16 bits) or q
+// (tf32), of the upper one 8 (or 4) more.
 
 FUSED_BPTT_DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
@@ -146,19 +146,17 @@ FUSED_BPTT_DEVICE void mbarrier_wait_parity(uint64_t* barrier, uint32_t parity) 
 // #data-movement-and-conversion-instructions-st-async. Stores into a peer's shared memory and tells
 // the barrier there how many bytes have come. `barrier` is in the CTA of `to`.
 FUSED_BPTT_DEVICE void st_async(ClusterAddress to, uint32_t value, ClusterAddress barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
-      :
-      : "r"(to), "r"(value), "r"(barrier)
-      : "memory");
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+               :
+               : "r"(to), "r"(value), "r"(barrier)
+               : "memory");
 }
 
 FUSED_BPTT_DEVICE void st_async(ClusterAddress to, uint64_t value, ClusterAddress barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];"
-      :
-      : "r"(to), "l"(value), "r"(barrier)
-      : "memory");
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];"
+               :
+               : "r"(to), "l"(value), "r"(barrier)
+               : "memory");
 }
 
 #endif

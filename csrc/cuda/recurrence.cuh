@@ -205,7 +205,8 @@ class Walk {
 constexpr int kMostThreads = 256;
 
 template <class Product, template <class> class Exchange, Primitive primitive>
-FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
+FUSED_BPTT_GLOBAL(kMostThreads)
+recurrence_kernel(FUSED_BPTT_ARGS args) {
   const int32_t ctas = args.plan.ctas;
   const int32_t teams = static_cast<int32_t>(args.plan.teams);
   const int32_t rank = block_index() % ctas;
@@ -221,11 +222,12 @@ FUSED_BPTT_GLOBAL(kMostThreads) recurrence_kernel(FUSED_BPTT_ARGS args) {
   }
 }
 
-// Before recurrence_kernel: puts W in the order in which its threads read it, on pack_blocks() CTAs.
-// (Each CTA reading its own part of W as it lies measured as half of the kernel's code, and made the
-// teams of one group read the same W in the same scattered way.)
+// Before recurrence_kernel: puts W in the order in which its threads read it, on pack_blocks()
+// CTAs. (Each CTA reading its own part of W as it lies measured as half of the kernel's code, and
+// made the teams of one group read the same W in the same scattered way.)
 template <class Product>
-FUSED_BPTT_GLOBAL(kMostThreads) pack_kernel(FUSED_BPTT_ARGS args) {
+FUSED_BPTT_GLOBAL(kMostThreads)
+pack_kernel(FUSED_BPTT_ARGS args) {
   const int32_t tiles = args.plan.row_tiles;
   const int32_t of_k = static_cast<int32_t>(fragments_of_k(args.plan, args.problem.H));
   const int32_t fragment = block_index() / tiles;

@@ -9,8 +9,7 @@ namespace fused_bptt {
 struct Team {
   FUSED_BPTT_DEVICE Team(const KernelArgs& args, int32_t team, int32_t rank)
       : args(args), problem(args.problem), plan(args.plan), index(team), rank(rank) {
-    const int32_t tiles =
-        static_cast<int32_t>((problem.B + plan.batch_tile - 1) / plan.batch_tile);
+    const int32_t tiles = static_cast<int32_t>((problem.B + plan.batch_tile - 1) / plan.batch_tile);
     group = team / tiles;
     first_row = static_cast<int64_t>(team % tiles) * plan.batch_tile;
     tile_rows = static_cast<int32_t>(fewer(plan.batch_tile, problem.B - first_row));
@@ -30,9 +29,12 @@ struct Team {
     return static_cast<int32_t>(fewer(rows < 0 ? 0 : rows, plan.batch_tile));
   }
 
-  // An initial state that is to be multiplied is carried like any other. An adjoint walk begins with
-  // the product already given; and from zero none is taken: 0 times an infinite weight would be NaN.
-  FUSED_BPTT_DEVICE bool carries_initial() const { return problem.initial.data && !problem.adjoint; }
+  // An initial state that is to be multiplied is carried like any other. An adjoint walk begins
+  // with the product already given; and from zero none is taken: 0 times an infinite weight would
+  // be NaN.
+  FUSED_BPTT_DEVICE bool carries_initial() const {
+    return problem.initial.data && !problem.adjoint;
+  }
 
   // Rows whose product step i takes, given the rows of steps i - 1 and i. The adjoint takes one
   // product more of a row than it has steps: then `rows` is smaller than `before`.

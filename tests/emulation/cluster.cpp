@@ -28,8 +28,8 @@ void cases() {
   run_recurrence<Math::bf16, 1, 8, ExchangeCluster>(
       "bf16", {.exchange = kCluster, .ctas = 3, .batch_tile = 11}, {.T = 5, .B = 11, .H = 45});
   packed.H = 29;
-  run_linear<Math::bf16, 1, 8, ExchangeCluster>("bf16 packed", {.exchange = kCluster, .ctas = 2, .batch_tile = 7},
-                                                packed);
+  run_linear<Math::bf16, 1, 8, ExchangeCluster>(
+      "bf16 packed", {.exchange = kCluster, .ctas = 2, .batch_tile = 7}, packed);
   run_linear<Math::fp16, 2, 8, ExchangeCluster>("fp16", {.exchange = kCluster, .ctas = 2},
                                                 {.T = 4, .B = 3, .H = 63});
   run<Math::fp16, 2, 8, ExchangeCluster, Primitive::linear>(

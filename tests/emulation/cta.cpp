@@ -24,8 +24,8 @@ void cases() {
   both<Math::fp64, 1, 8>("fp64 rows end at once", cut,
                          {.B = 6, .H = 7, .batch_sizes = {6, 2, 0, 0}});
   for (const bool adjoint : {false, true}) {
-    run<Math::fp64, 1, 8, ExchangeCta, Primitive::linear>(
-        "fp64 stride 0", cut, {.T = 4, .B = 3}, {.adjoint = adjoint, .still = true});
+    run<Math::fp64, 1, 8, ExchangeCta, Primitive::linear>("fp64 stride 0", cut, {.T = 4, .B = 3},
+                                                          {.adjoint = adjoint, .still = true});
   }
 
   // Every product: tiles one above the other, splits of k, registers in groups and cut groups.
@@ -47,8 +47,8 @@ void cases() {
     run_linear<Math::bf16, 2, 8, ExchangeCta>(
         "bf16" + where, {.residence = residence, .row_warps = 3},
         {.T = 2, .B = 3, .G = 2, .H = 81, .reverse_groups = 1});
-    run_linear<Math::fp32, 1, 8, ExchangeCta>(
-        "fp32" + where, {.residence = residence, .row_warps = 2}, odd);
+    run_linear<Math::fp32, 1, 8, ExchangeCta>("fp32" + where,
+                                              {.residence = residence, .row_warps = 2}, odd);
   }
 }
 

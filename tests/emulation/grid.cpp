@@ -17,11 +17,14 @@ void cases() {
   run_linear<Math::fp64, 1, 32, ExchangeGrid>("fp64 packed, in waves", waves, packed);
   run_recurrence<Math::fp64, 1, 32, ExchangeGrid>("fp64 packed, in waves", waves, packed);
   run_linear<Math::fp64, 1, 32, ExchangeGrid>("fp64 no steps", waves, {.T = 0, .B = 6, .H = 33});
-  Cut parts{
-      .exchange = kGrid, .residence = Residence::global, .ctas = 2, .k_splits = 2,
-            .batch_tile = 3, .carry_quanta = 4};
-  run_linear<Math::fp64, 1, 8, ExchangeGrid>("fp64 streamed, in parts", parts,
-                                             {.T = 3, .B = 3, .G = 2, .H = 59, .reverse_groups = 1});
+  Cut parts{.exchange = kGrid,
+            .residence = Residence::global,
+            .ctas = 2,
+            .k_splits = 2,
+            .batch_tile = 3,
+            .carry_quanta = 4};
+  run_linear<Math::fp64, 1, 8, ExchangeGrid>(
+      "fp64 streamed, in parts", parts, {.T = 3, .B = 3, .G = 2, .H = 59, .reverse_groups = 1});
 
   run_linear<Math::fp32, 1, 16, ExchangeGrid>("fp32", {.exchange = kGrid, .ctas = 2},
                                               {.T = 4, .B = 5, .H = 61});

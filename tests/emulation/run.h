@@ -39,7 +39,7 @@ struct Options {
   bool adjoint = false;
   bool drive = true;
   bool initial = true;
-  bool still = false;      // linear: drive and factor the same at every step, by a stride of 0
+  bool still = false;       // linear: drive and factor the same at every step, by a stride of 0
   bool transposed = false;  // W through its strides
 };
 
@@ -56,8 +56,8 @@ Plan plan_of(const Cut& cut, const Shape& shape, int32_t row_tiles, int32_t frag
   plan.row_tiles = row_tiles;
   plan.fragments = fragments;
   plan.units = unit_quantum(plan);
-  plan.carry_columns = static_cast<int32_t>(
-      cut.carry_quanta ? cut.carry_quanta * k_quantum(plan) : carry_width(plan, shape.H));
+  plan.carry_columns = static_cast<int32_t>(cut.carry_quanta ? cut.carry_quanta * k_quantum(plan)
+                                                             : carry_width(plan, shape.H));
   plan.teams = shape.G * ((shape.B + cut.batch_tile - 1) / cut.batch_tile);
   plan.shared_bytes = shared_bytes(plan, shape.H);
   if (plan.ctas * plan.units < shape.H) fail("the case's plan has too few units");
@@ -81,7 +81,8 @@ Storage stored(double x) {
 template <class Storage>
 class Numbers {
  public:
-  explicit Numbers(int64_t count) : all_(static_cast<size_t>(count + 2 * kFence), stored<Storage>(NAN)) {}
+  explicit Numbers(int64_t count)
+      : all_(static_cast<size_t>(count + 2 * kFence), stored<Storage>(NAN)) {}
   Storage* data() { return all_.data() + kFence; }
   int64_t count() const { return static_cast<int64_t>(all_.size()) - 2 * kFence; }
   void draw(std::mt19937& generator, double scale) {
@@ -90,7 +91,8 @@ class Numbers {
   }
   bool fences_hold() {
     for (int64_t i = 1; i <= kFence; ++i) {
-      if (!std::isnan(widen(data()[-i])) || !std::isnan(widen(data()[count() - 1 + i]))) return false;
+      if (!std::isnan(widen(data()[-i])) || !std::isnan(widen(data()[count() - 1 + i])))
+        return false;
     }
     return true;
   }
@@ -118,9 +120,9 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
           double total = 0;
           for (int64_t k = 0; k < p.H; ++k) {
             const int64_t row = p.adjoint ? k : n, column = p.adjoint ? n : k;
-            total += state[static_cast<size_t>(k)] *
-                     widen(weight[g * p.weight.group + row * p.weight.row +
-                                  column * p.weight.column]);
+            total +=
+                state[static_cast<size_t>(k)] *
+                widen(weight[g * p.weight.group + row * p.weight.row + column * p.weight.column]);
           }
           sum[static_cast<size_t>(n)] = total;
         }
@@ -128,7 +130,8 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
       if (p.initial.data) {
         const Storage* initial = static_cast<const Storage*>(p.initial.data);
         for (int64_t n = 0; n < p.H; ++n) {
-          state[static_cast<size_t>(n)] = widen(initial[g * p.initial.group + b * p.initial.row + n]);
+          state[static_cast<size_t>(n)] =
+              widen(initial[g * p.initial.group + b * p.initial.row + n]);
         }
       }
       bool begun = false;
@@ -159,7 +162,8 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
         state = sum;
       }
       for (int64_t n = 0; n < p.H; ++n) {
-        last[static_cast<size_t>(g * p.last.group + b * p.last.row + n)] = state[static_cast<size_t>(n)];
+        last[static_cast<size_t>(g * p.last.group + b * p.last.row + n)] =
+            state[static_cast<size_t>(n)];
       }
     }
   }
@@ -234,15 +238,16 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   const Plan& plan = args.plan;
   std::vector<std::byte> workspace(static_cast<size_t>(workspace_bytes(plan, p.H, p.G) + 128),
                                    std::byte{0xFF});
-  args.workspace = reinterpret_cast<void*>(
-      (reinterpret_cast<uintptr_t>(workspace.data()) + 127) / 128 * 128);
+  args.workspace =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 127) / 128 * 128);
   std::memset(args.workspace, 0, static_cast<size_t>(workspace_zero_bytes(plan)));
 
   run_one_by_one([&] { pack_kernel<Product>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
   const auto kernel = [&] { recurrence_kernel<Product, Exchange, primitive>(args); };
   if (plan.exchange == fused_bptt::Exchange::grid) {
     const int64_t teams = cut.resident_teams ? cut.resident_teams : plan.teams;
-    run_together(kernel, 0, teams * plan.ctas, teams * plan.ctas, plan.threads, 1, plan.shared_bytes);
+    run_together(kernel, 0, teams * plan.ctas, teams * plan.ctas, plan.threads, 1,
+                 plan.shared_bytes);
   } else {
     for (int64_t team = 0; team < plan.teams; ++team) {
       run_together(kernel, team * plan.ctas, plan.ctas, plan.teams * plan.ctas, plan.threads,
@@ -277,7 +282,8 @@ inline const std::vector<std::pair<std::string, Options>> kLinear = {
     {"given,adjoint", {.phi = Phi::given, .adjoint = true}},
     {"tanh,adjoint,no initial", {.adjoint = true, .initial = false}},
     {"relu,no initial", {.phi = Phi::relu, .initial = false}},
-    {"relu,adjoint,no drive,transposed", {.phi = Phi::relu, .adjoint = true, .drive = false, .transposed = true}},
+    {"relu,adjoint,no drive,transposed",
+     {.phi = Phi::relu, .adjoint = true, .drive = false, .transposed = true}},
     {"tanh,no drive", {.drive = false}},
 };
 inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
@@ -287,7 +293,8 @@ inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
 };
 
 // Both directions, rows that leave and join, and more rows than one team carries.
-inline const Shape kPacked{.B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
+inline const Shape kPacked{
+    .B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
 
 template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
 void run_linear(const std::string& name, const Cut& cut, const Shape& shape) {

@@ -19,10 +19,14 @@ void cases() {
         {.exchange = kGrid, .ctas = 2, .k_splits = 2, .batch_tile = 6, .resident_teams = 1}, packed,
         {.phi = Phi::given, .adjoint = adjoint});
   }
-  run<Math::bf16, 1, 2, ExchangeGrid, Primitive::linear>(
-      "bf16 streamed, in parts",
-      {.exchange = kGrid, .residence = Residence::global, .ctas = 3, .row_warps = 2, .carry_quanta = 4},
-      {.T = 3, .B = 3, .H = 81}, {.adjoint = true});
+  run<Math::bf16, 1, 2, ExchangeGrid, Primitive::linear>("bf16 streamed, in parts",
+                                                         {.exchange = kGrid,
+                                                          .residence = Residence::global,
+                                                          .ctas = 3,
+                                                          .row_warps = 2,
+                                                          .carry_quanta = 4},
+                                                         {.T = 3, .B = 3, .H = 81},
+                                                         {.adjoint = true});
 }
 
 }  // namespace
