@@ -203,6 +203,12 @@ class Resources:
         )
 
 
+# In the order of csrc/cuda/kernel_args.h and csrc/problem.h.
+_ENUMERATORS = {
+    "Math": ("fp64", "fp32", "tf32x3", "tf32", "bf16", "fp16"),
+    "Primitive": ("recurrence", "linear"),
+}
+
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -221,7 +227,7 @@ def resources(logs: Sequence[str]) -> list[Resources]:
         shared = re.search(r"(\d+) bytes smem", entry["rest"])
         rows.append(
             Resources(
-                kernel=re.sub(r"fused_bptt::|^void |\(anonymous namespace\)::", "", name),
+                kernel=_in_words(name),
                 arch=entry["arch"],
                 registers=int(entry["registers"]),
                 shared=int(shared[1]) if shared else 0,
@@ -231,6 +237,14 @@ def resources(logs: Sequence[str]) -> list[Resources]:
             )
         )
     return sorted(rows)
+
+
+def _in_words(name: str) -> str:
+    """As c++filt has it, with the names of enumerators and without what all have in common."""
+    name = re.sub(r"fused_bptt::|^void |\(anonymous namespace\)::|\(KernelArgs\)$", "", name)
+    for enumeration, names in _ENUMERATORS.items():
+        name = re.sub(rf"\({enumeration}\)(\d)", lambda found, n=names: n[int(found[1])], name)
+    return name
 
 
 def release(nvcc: Path) -> str:

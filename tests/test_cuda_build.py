@@ -186,6 +186,13 @@ ptxas info    : Used 8 registers, used 0 barriers
 def test_what_ptxas_says_is_read() -> None:
     plain, walk = build_cuda.resources([PTXAS])
     assert plain == build_cuda.Resources("plain", "sm_80", 8, 0, 0, 0, 0)
+    assert (
+        build_cuda._in_words(
+            "void fused_bptt::walk<fused_bptt::Product<(fused_bptt::Math)4, 2, 32>, "
+            "fused_bptt::ExchangeCta, (fused_bptt::Primitive)1>(fused_bptt::KernelArgs)"
+        )
+        == "walk<Product<bf16, 2, 32>, ExchangeCta, linear>"
+    )
     assert walk == build_cuda.Resources("walk<2>(int)", "sm_90a", 255, 16, 96, 192, 268)
 
 
