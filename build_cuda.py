@@ -241,7 +241,8 @@ def resources(logs: Sequence[str]) -> list[Resources]:
 
 def _in_words(name: str) -> str:
     """As c++filt has it, with the names of enumerators and without what all have in common."""
-    name = re.sub(r"fused_bptt::|^void |\(anonymous namespace\)::|\(KernelArgs\)$", "", name)
+    name = re.sub(r"fused_bptt::|^void |\(anonymous namespace\)::", "", name)
+    name = name.removesuffix("(KernelArgs)")
     for enumeration, names in _ENUMERATORS.items():
         name = re.sub(rf"\({enumeration}\)(\d)", lambda found, n=names: n[int(found[1])], name)
     return name
