@@ -3,12 +3,15 @@
 #   make demo      nn.RNN and fused_bptt.RNN side by side on real data
 #   make test      the tests
 #   make bench     against nn.RNN, oneDNN and JAX, to benchmarks/results/
+#   make wheel     the wheel, with CUDA kernels for every architecture where there is nvcc
+#   make cuda      that wheel checked: size, symbols, registers and spills of every kernel
+#   make gpu       on a machine with a GPU: tests, sanitizer and timings, to OUT (default out/gpu)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 
-.PHONY: install demo test lint format bench wheel clean
+.PHONY: install demo test lint format bench wheel cuda gpu clean
 
 install: $(VENV)/.installed
 
@@ -22,12 +25,12 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: $(VENV)/.rivals
 	$(BIN)/python -m benchmarks.measure --threads 1 2
@@ -36,13 +39,22 @@ $(VENV)/.rivals: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	touch $@
 
+cuda: install wheel
+	FUSED_BPTT_REQUIRE_NVCC=1 $(BIN)/python -m pytest tests/test_cuda_build.py
+
+# Offline, and with the Python that is there, its torch and its packages.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out "$(or $(OUT),out/gpu)" $(if $(PARTS),--parts $(PARTS))
+
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf build dist out *.egg-info fused_bptt/*.so .pytest_cache .mypy_cache .ruff_cache
 
-CPP := $(shell find csrc tests/native benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SUFFIXES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+CPP := $(shell find csrc $(SUFFIXES))
+FORMATTED := $(shell find csrc tests benchmarks $(SUFFIXES))
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +62,10 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet $(TORCH) numpy ninja 'setuptools>=77' wheel
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CPP)
+# CUDA kernels only for a GPU that is here: elsewhere they could not run, and compiling them takes
+# minutes.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py build_cuda.py $(CPP)
+	FUSED_BPTT_CUDA_ARCHS="$${FUSED_BPTT_CUDA_ARCHS-native}" \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
 	touch $@
 

@@ -30,6 +30,10 @@ unsafe_view = torch.ops.aten._unsafe_view.default
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU = 0, 1, 2
 
+#: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
+#: which nothing chooses until its error has been measured on a GPU.
+STRICT, TF32, TF32X3 = 0, 1, 2
+
 
 def recurrence_(
     u: Tensor,
@@ -51,13 +55,17 @@ def recurrence_(
         reverse_groups: the last so many groups walk time backwards.
         nonlinearity: ``TANH`` or ``RELU``.
 
+    float32 on CUDA: products are as :func:`float32_products` says.
+
     Returns:
         Each row's last h, [G, B, H].
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
-    return _recurrence_(u, weight, h0, batch_sizes, reverse_groups, nonlinearity)  # type: ignore[no-any-return]
+    return _recurrence_(  # type: ignore[no-any-return]
+        u, weight, h0, batch_sizes, reverse_groups, nonlinearity, float32_products(u)
+    )
 
 
 def linear_recurrence(
@@ -86,6 +94,8 @@ def linear_recurrence(
         derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
         adjoint: walk every group the other way in time, with Wᵀ.
 
+    float32 on CUDA: products are as :func:`float32_products` says.
+
     Returns:
         s (or q), contiguous, of factor's shape and dtype; and s_T (or r_0) [G, B, H].
 
@@ -93,7 +103,15 @@ def linear_recurrence(
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
     return _linear_recurrence(  # type: ignore[no-any-return]
-        factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint
+        factor,
+        v,
+        weight,
+        s0,
+        batch_sizes,
+        reverse_groups,
+        derivative,
+        adjoint,
+        float32_products(factor),
     )
 
 
@@ -186,6 +204,20 @@ def layer_backward(
     )
 
 
+def float32_products(tensor: Tensor) -> int:
+    """``TF32`` if PyTorch lets a recurrence over ``tensor`` multiply in TF32 now, else ``STRICT``.
+
+    The switch is ``torch.backends.cudnn.rnn.fp32_precision``, which
+    ``torch.backends.cudnn.allow_tf32`` sets too: what ATen asks when it hands ``nn.RNN`` to cuDNN
+    (``Context::allowTF32CuDNN(Float32Op::RNN)`` in aten/src/ATen/native/cudnn/RNN.cpp), forward and
+    again backward. It is an argument of the operators, so a compiled graph is guarded by it.
+    """
+    if not tensor.is_cuda or tensor.dtype != torch.float32:
+        return STRICT
+    allowed = torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return TF32 if allowed else STRICT
+
+
 @torch.library.register_fake("fused_bptt::recurrence_")  # type: ignore[untyped-decorator]
 def _(
     u: Tensor,
@@ -194,6 +226,7 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
+    float32_products: int = 0,
 ) -> Tensor:
     _check_devices(u, weight, h0)
     return h0.new_empty(h0.shape)
@@ -209,6 +242,7 @@ def _(
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
+    float32_products: int = 0,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(factor, v, weight, s0)
     if s0 is not None:
@@ -292,5 +326,42 @@ def cpu_isa() -> str:
 
 
 def cuda_archs() -> list[str]:
-    """CUDA architectures that this build contains; empty when it was built without nvcc."""
+    """CUDA architectures that this build contains; empty if it is for the CPU alone."""
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
+
+
+def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> str:
+    """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
+
+    Args:
+        B: batch rows.
+        G: groups.
+        H: hidden units.
+        products: ``"float64"``, ``"float32"`` (strict), ``"float32 tf32"`` (TF32 is allowed),
+            ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
+            ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
+        device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
+
+    Returns:
+        A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
+        each way to multiply, to exchange and to keep W: ``chosen``, ``priced`` or ``refused``, then
+        ``name=value`` words; ``why=`` takes the rest of its line.
+
+    Raises:
+        RuntimeError: an unknown name.
+    """
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits)  # type: ignore[no-any-return]
+
+
+def named_limits() -> list[str]:
+    """Devices whose limits are known without having one."""
+    return torch.ops.fused_bptt.named_limits().split(", ")  # type: ignore[no-any-return]
+
+
+def cuda_limits(device: int) -> str:
+    """The limits of a CUDA device of this machine, for :func:`explain_plan`.
+
+    Raises:
+        RuntimeError: this build has no CUDA kernels, or there is no such device.
+    """
+    return torch.ops.fused_bptt.cuda_limits(device)  # type: ignore[no-any-return]

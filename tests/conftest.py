@@ -20,6 +20,9 @@ torch.set_warn_always(True)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "isa: run again with each instruction set forced")
+    config.addinivalue_line(
+        "markers", "without_gpu: among tests that need a GPU, one that does not"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def cotangent(like: Tensor, seed: int) -> Tensor:
     """The same random numbers for the same shape and seed, whatever the type."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    return values.to(like.dtype)
+    return values.to(like)
 
 
 def outputs(module: nn.Module, x: Tensor | PackedSequence, hx: Tensor | None = None) -> Named:

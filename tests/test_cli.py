@@ -192,7 +192,7 @@ def test_info(command):
         f"{' '.join(_ops.compiled_isas())} (compiled in)",
         f"in use          {_ops.cpu_isa()}",
         f"threads           {torch.get_num_threads()}",
-        " ".join(_ops.cuda_archs()) or "built without nvcc",
+        " ".join(_ops.cuda_archs()) or "none (a build for the CPU alone)",
         torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (",
     ]:
         assert fact in done.out
@@ -427,3 +427,72 @@ def test_as_a_process(tmp_path: Path):
 
 def test_an_instruction_set_that_is_not_there():
     refused(process("info", FUSED_BPTT_CPU="mmx"), "mmx")
+
+
+# info --shape
+
+
+def test_info_prints_a_plan_and_what_else_was_weighed(command):
+    done = command(
+        "info", "--shape", "1024,16,64,512", "--dtype", "bf16", "--device-limits", "h200"
+    )
+    assert done.code == 0, done.err
+    assert "T=1024 B=16 I=64 H=512, bfloat16" in done.out
+    assert "sm_90, 132 SMs, 227 KiB" in done.out
+    assert "bf16; a cluster of 8 CTAs" in done.out
+    assert "W               in registers\n" in done.out
+    step, walk = re.search(
+        r"predicted +([\d.]+) µs a step, ([\d.]+) ms for the walk", done.out
+    ).groups()
+    assert float(walk) == pytest.approx(1024 * float(step) / 1000, abs=0.011)
+    weighed = re.findall(
+        r"^  bf16 +(cta|cluster|grid) +(registers|shared|global) +(.+)$", done.out, re.M
+    )
+    assert len({pair[:2] for pair in weighed}) == 9
+    assert [how for *_, how in weighed if how.endswith("chosen")] == [f"{step} with 8 CTAs, chosen"]
+    assert all(re.match(r"refused: .*\d|[\d.]+", how) for *_, how in weighed)
+
+
+def test_info_follows_torchs_switch(command):
+    before = torch.backends.cudnn.rnn.fp32_precision
+    shape = ("info", "--shape", "9,64,64,256", "--device-limits", "h100")
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        strict = command(*shape).out
+        torch.backends.cudnn.allow_tf32 = True
+        relaxed = command(*shape).out
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+    assert "fp32_precision is 'tf32'" in relaxed
+    assert re.search(r"^  tf32 ", relaxed, re.M)
+    assert not re.search(r"^  tf32 ", strict, re.M)
+    assert re.search(r"^  tf32x3 ", command(*shape, "--math", "tf32x3").out, re.M)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_info_without_a_gpu_says_whose_limits_it_takes(command):
+    assert "limits            h200 (no GPU here): " in command("info", "--shape", "1,1,1,1").out
+
+
+def test_info_of_more_units_than_a_device_covers(command):
+    done = command("info", "--shape", "1,1,1,1000000", "--device-limits", "a100")
+    assert done.code == 0
+    assert "none: every way is refused" in done.out
+    assert "H = 1000000" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (("--shape", "1,2,3"), "'1,2,3' is not T,B,I,H"),
+        (("--shape", "1,2,3,-4"), "'1,2,3,-4' is not T,B,I,H"),
+        (("--shape", "1,2,3,3000000000"), "a number of 2**31 or more"),
+        (("--shape", "1,2,3,4", "--dtype", "int8"), "'int8' is not float64"),
+        (("--shape", "1,2,3,4", "--math", "bf16"), "float32 is multiplied by fp32 or tf32x3"),
+        (("--shape", "1,2,3,4", "--device-limits", "v100"), "v100: not one of h200, h100"),
+        (("--shape", "1,2,3,4", "--device-limits", "cuda:99"), "no such CUDA device"),
+        (("--dtype", "bf16"), "go with --shape"),
+    ],
+)
+def test_info_refuses(command, arguments, phrase):
+    refused(command("info", *arguments), phrase)

@@ -17,7 +17,7 @@ void solve(const P& problem) {
 
 Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                   int64_t nonlinearity) {
+                   int64_t nonlinearity, int64_t /*float32_products*/) {
   const Bridged bridged =
       bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity);
   solve(bridged.problem);
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::op
                                              const Tensor& weight, const std::optional<Tensor>& s0,
                                              const std::optional<Tensor>& batch_sizes,
                                              int64_t reverse_groups, int64_t derivative,
-                                             bool adjoint) {
+                                             bool adjoint, int64_t /*float32_products*/) {
   const Bridged bridged = bridge_linear_recurrence(factor, v, weight, s0, batch_sizes,
                                                    reverse_groups, derivative, adjoint);
   solve(bridged.problem);

@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fused_bptt.cli import machine
+from fused_bptt.cli import machine, plan
+from fused_bptt.cli.errors import UserError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand, which has no options."""
+    """Declare the subcommand and its options."""
     parser = subparsers.add_parser(
         "info",
-        help="versions, instruction sets, CUDA architectures, GPU",
+        help="versions, instruction sets, CUDA architectures, GPU; plans for CUDA",
         description="Print versions, the instruction sets and CUDA architectures that this "
-        "build contains, the ones in use, and the GPU if there is one.",
+        "build contains, the ones in use, and the GPU if there is one. With --shape: how CUDA "
+        "would compute that shape, what else was weighed, and why it was not chosen.",
     )
+    plan.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print one fact a line; 0."""
+    if options.shape:
+        print("\n".join(plan.lines(options)))
+        return 0
+    if options.dtype or options.math or options.device_limits:
+        raise UserError("--dtype, --math and --device-limits go with --shape T,B,I,H.")
     here = machine.look()
     facts = {
         "fused-bptt": here.fused_bptt,
@@ -34,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         "  of this machine": " ".join(here.isas_supported),
         "  in use": here.isa_in_use,
         "threads": str(here.threads),
-        "CUDA kernels": " ".join(here.cuda_archs_compiled) or "none (built without nvcc)",
+        "CUDA kernels": " ".join(here.cuda_archs_compiled) or "none (a build for the CPU alone)",
         "GPU": "; ".join(here.gpus) or _why_no_gpu(here),
     }
     for name, fact in facts.items():

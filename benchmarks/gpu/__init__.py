@@ -1,0 +1,1 @@
+"""Everything that a machine with a GPU is asked to show, in one command: `make gpu`."""

@@ -1,0 +1,63 @@
+// What every exchange policy does, and what is common to them.
+//
+// An exchange policy says how the slices that the CTAs of a team compute become the carry that all
+// of them multiply. For step i of a walk the time loop calls, in every thread of the CTA,
+//
+//   begin(product)            once, before the first step: row r's initial state becomes carry 0
+//   multiply(i, rows, ...)    waits for carry i, and has the product made of it
+//   send(i, b, n, word)       a word of carry i that this thread computed, n < sent_columns()
+//   publish(i)                after the thread's last word of carry i
+//
+// Between multiply(i) and the first send(i + 1), and in publish(i), the threads of the CTA meet.
+#pragma once
+
+#include "team.cuh"
+
+namespace fused_bptt {
+
+// A word is what is sent at once: 4 bytes (two numbers of 16 bits), or a double.
+template <class Operand>
+using WordOf = std::conditional_t<sizeof(Operand) == 8, uint64_t, uint32_t>;
+template <class Operand>
+constexpr int kPerWord = sizeof(WordOf<Operand>) / sizeof(Operand);
+
+// The numbers of a word.
+template <class Operand>
+union Packed {
+  WordOf<Operand> word;
+  Operand value[kPerWord<Operand>];
+};
+
+// Initial states of `rows` rows, columns [from, to), into a carry in shared memory; zero from H on.
+template <class Product>
+FUSED_BPTT_DEVICE void carry_initial(const Team& team, int32_t rows, int32_t from, int32_t to,
+                                     std::byte* carry) {
+  using Operand = typename Product::Operand;
+  const Problem& p = team.problem;
+  const typename Product::Storage* initial =
+      static_cast<const typename Product::Storage*>(p.initial.data) + team.group * p.initial.group +
+      team.first_row * p.initial.row;
+#pragma unroll 1
+  for (Cursor at(team.plan.threads, to - from); at.row < rows; at.advance()) {
+    const int32_t k = from + at.column;
+    reinterpret_cast<Operand*>(carry + at.row * carry_row_bytes(team.plan))[at.column] =
+        k < p.H ? Product::Ops::operand(widen(initial[at.row * p.initial.row + k]))
+                : Product::Ops::operand(0);
+  }
+}
+
+// Zeros where no slice is ever sent to: W is zero there too, but zero times a NaN is none.
+template <class Product>
+FUSED_BPTT_DEVICE void clear_padding(const Team& team, std::byte* carry) {
+  using Operand = typename Product::Operand;
+  const int32_t from = team.sent_columns();
+  const int32_t columns = team.plan.carry_columns - from;
+  if (columns <= 0) return;
+#pragma unroll 1
+  for (Cursor at(team.plan.threads, columns); at.row < team.plan.batch_tile; at.advance()) {
+    reinterpret_cast<Operand*>(carry + at.row * carry_row_bytes(team.plan))[from + at.column] =
+        Product::Ops::operand(0);
+  }
+}
+
+}  // namespace fused_bptt

@@ -1,0 +1,40 @@
+// The closed list of compiled kernels: for each product and exchange, both primitives and every
+// number of row tiles of kRowTiles. Null for any other number.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_args.h"
+
+namespace fused_bptt {
+
+using KernelOf = const void* (*)(Primitive primitive, int32_t row_tiles);
+using PackOf = const void* (*)(int32_t row_tiles);
+
+#define FUSED_BPTT_KERNELS(math)                           \
+  const void* kernel_##math##_cta(Primitive, int32_t);     \
+  const void* kernel_##math##_cluster(Primitive, int32_t); \
+  const void* kernel_##math##_grid(Primitive, int32_t);    \
+  const void* pack_##math(int32_t)
+FUSED_BPTT_KERNELS(fp64);
+FUSED_BPTT_KERNELS(fp32);
+FUSED_BPTT_KERNELS(tf32x3);
+FUSED_BPTT_KERNELS(tf32);
+FUSED_BPTT_KERNELS(bf16);
+FUSED_BPTT_KERNELS(fp16);
+#undef FUSED_BPTT_KERNELS
+
+// [Math][Exchange]
+constexpr KernelOf kKernels[6][3] = {
+    {kernel_fp64_cta, kernel_fp64_cluster, kernel_fp64_grid},
+    {kernel_fp32_cta, kernel_fp32_cluster, kernel_fp32_grid},
+    {kernel_tf32x3_cta, kernel_tf32x3_cluster, kernel_tf32x3_grid},
+    {kernel_tf32_cta, kernel_tf32_cluster, kernel_tf32_grid},
+    {kernel_bf16_cta, kernel_bf16_cluster, kernel_bf16_grid},
+    {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid},
+};
+
+// [Math]: lays W out as the kernels read it.
+constexpr PackOf kPacks[6] = {pack_fp64, pack_fp32, pack_tf32x3, pack_tf32, pack_bf16, pack_fp16};
+
+}  // namespace fused_bptt

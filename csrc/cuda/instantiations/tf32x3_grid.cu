@@ -1,0 +1,9 @@
+#include "../instantiate.cuh"
+
+namespace fused_bptt {
+
+const void* kernel_tf32x3_grid(Primitive primitive, int32_t row_tiles) {
+  return kernel_of<Math::tf32x3, ExchangeGrid>(primitive, row_tiles);
+}
+
+}  // namespace fused_bptt

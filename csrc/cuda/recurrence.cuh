@@ -1,0 +1,239 @@
+// The time loop of both primitives, written once for every exchange and every way to multiply.
+//
+// Step i of a walk is, for the batch rows b of this CTA's team and the units n of this CTA,
+//
+//   sum[b, n] = sum over k of W[n, k] carry[b, k]       product: warps share units and k
+//   x = drive + sum                                      epilogue: each word of units has a thread
+//   carry'[b, n] = phi(x)  or  d * x
+//   out[t, b, n] = carry'[b, n]                          and its slice of the next carry is sent
+//
+// The threads of a CTA meet twice in a step: between the product and the epilogue, and after it.
+#pragma once
+
+#include "exchange_cta.cuh"
+#include "exchange_grid.cuh"
+#if defined(FUSED_BPTT_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#include "exchange_cluster.cuh"
+#endif
+
+namespace fused_bptt {
+
+template <class Product, template <class> class Exchange, Primitive primitive>
+class Walk {
+  using Ops = typename Product::Ops;
+  using Storage = typename Product::Storage;
+  using Operand = typename Product::Operand;
+  using Sum = typename Product::Sum;
+  static constexpr int kPer = kPerWord<Operand>;
+  // Words of a thread whose drive and factor are fetched while the step before is computed. What a
+  // larger tile has beyond them is fetched when it is needed.
+  static constexpr int kAhead = 2;
+  // Steps that memory is asked for L2 lines in advance.
+  static constexpr int64_t kFarAhead = 8;
+
+ public:
+  FUSED_BPTT_DEVICE Walk(const Team& team, const Product& product)
+      : team_(team),
+        p_(team.problem),
+        product_(product),
+        exchange_(team),
+        sums_(reinterpret_cast<Sum*>(shared_memory() + sums_offset(team.plan))),
+        sums_row_(static_cast<int32_t>(sums_row(team.plan))),
+        split_stride_(static_cast<int32_t>(carry_rows(team.plan)) * sums_row_),
+        words_of_row_(team.plan.units / kPer) {}
+
+  FUSED_BPTT_DEVICE void run() {
+    if (team_.steps == 0) {
+      for_each_word(team_.tile_rows, [&](int32_t b, int32_t n, Fetched*) { store_initial(b, n); });
+      return;
+    }
+    exchange_.begin();
+    int32_t before = 0, rows = team_.rows(0), next = team_.rows(1);
+    fetch(0, rows);
+    for (int64_t i = 0;; ++i) {
+      const int32_t after = team_.rows(i + 2);
+      const int32_t carried = team_.multiplies(i) ? team_.carried(before, rows) : 0;
+      if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
+      sync_block();
+      const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
+      step(i, rows, next, carried, sent);
+      if (!team_.multiplies(i + 1)) break;
+      exchange_.publish(i + 1);
+      before = rows, rows = next, next = after;
+    }
+    exchange_.end();
+  }
+
+ private:
+  // The numbers of a word, as they are stored.
+  struct Fetched {
+    Storage drive[kPer];
+    Storage factor[kPer];
+  };
+
+  // Calls f(b, n, ahead) for this thread's words of the rows [0, rows), where `ahead` is what was
+  // fetched for the word, or null.
+  template <class F>
+  FUSED_BPTT_DEVICE void for_each_word(int32_t rows, const F& f) {
+    Cursor at(team_.plan.threads, words_of_row_);
+#pragma unroll
+    for (int m = 0; m < kAhead; ++m) {
+      if (at.row < rows) f(at.row, team_.first_unit + at.column * kPer, &ahead_[m]);
+      at.advance();
+    }
+#pragma unroll 1
+    for (; at.row < rows; at.advance()) {
+      f(at.row, team_.first_unit + at.column * kPer, static_cast<Fetched*>(nullptr));
+    }
+  }
+
+  // One epilogue: row b has a step i if b < rows, and a product if b < carried; carry i + 1 is sent
+  // of the rows below `sent`; rows at `next` and above have no further step.
+  FUSED_BPTT_DEVICE void step(int64_t i, int32_t rows, int32_t next, int32_t carried,
+                              int32_t sent) {
+    const int64_t t = team_.time(i);
+    const int32_t touched = at_least(at_least(rows, carried), at_least(sent, next));
+    for_each_word(touched, [&](int32_t b, int32_t n, Fetched* ahead) {
+      Packed<Operand> word{};
+      Fetched fetched;
+      if (ahead) fetched = *ahead;
+      if (!ahead && b < rows) fetch_word(t, b, n, fetched);
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        if (n + j >= p_.H) continue;
+        if (b < rows) {
+          const Sum sum = b < carried ? product_of(b, n + j) : begins_with(b, n + j);
+          const Storage value = round_to<Storage>(step_value(fetched, j, sum));
+          at(p_.out, t, b, n)[j] = value;
+          if (b >= next && !p_.adjoint) last(b, n)[j] = value;
+          word.value[j] = Ops::operand(widen(value));
+        } else if (b < carried) {
+          last(b, n)[j] = round_to<Storage>(product_of(b, n + j));
+        } else if (b < sent) {
+          word.value[j] = Ops::operand(widen(initial(b, n)[j]));  // begins at the next step
+        }
+      }
+      if (b < sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
+      if (ahead && b < next) fetch_word(team_.time(i + 1), b, n, *ahead);
+    });
+  }
+
+  FUSED_BPTT_DEVICE Sum step_value(const Fetched& fetched, int j, Sum sum) const {
+    const Sum x = p_.drive.data ? widen(fetched.drive[j]) + sum : sum;
+    if constexpr (primitive == Primitive::recurrence) {
+      if (p_.phi == Phi::tanh) return tanh_of(x);
+      return Sum{0} > x ? Sum{0} : x;  // false for NaN, which therefore passes
+    } else {
+      const Sum f = widen(fetched.factor[j]);
+      if (p_.phi == Phi::tanh) return multiply_add(-f, f, Sum{1}) * x;
+      if (p_.phi == Phi::relu) return f <= Sum{0} ? Sum{0} : x;  // as ATen's threshold
+      return f * x;
+    }
+  }
+
+  // The parts of the splits, always added in the same order.
+  FUSED_BPTT_DEVICE Sum product_of(int32_t b, int32_t n) const {
+    const Sum* part = sums_ + b * sums_row_ + (n - team_.first_unit);
+    Sum sum = *part;
+#pragma unroll 1
+    for (int32_t split = 1; split < team_.plan.k_splits; ++split) {
+      part += split_stride_;
+      sum += *part;
+    }
+    return sum;
+  }
+
+  // What a row has for a product at its first step: nothing; in the adjoint the cotangent of its
+  // last state.
+  FUSED_BPTT_DEVICE Sum begins_with(int32_t b, int32_t n) const {
+    return p_.initial.data ? Sum(widen(*initial(b, n))) : Sum{0};
+  }
+
+  FUSED_BPTT_DEVICE void store_initial(int32_t b, int32_t n) const {
+    for (int j = 0; j < kPer && n + j < p_.H; ++j) {
+      last(b, n)[j] = p_.initial.data ? initial(b, n)[j] : round_to<Storage>(Sum{0});
+    }
+  }
+
+  FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
+    for_each_word(rows, [&](int32_t b, int32_t n, Fetched* ahead) {
+      if (ahead) fetch_word(team_.time(i), b, n, *ahead);
+    });
+  }
+
+  FUSED_BPTT_DEVICE void fetch_word(int64_t t, int32_t b, int32_t n, Fetched& fetched) const {
+    const Storage* drive = p_.drive.data ? at(p_.drive, t, b, n) : nullptr;
+    const Storage* factor = primitive == Primitive::linear ? at(p_.factor, t, b, n) : nullptr;
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      if (n + j >= p_.H) continue;
+      if (drive) fetched.drive[j] = drive[j];
+      if (factor) fetched.factor[j] = factor[j];
+    }
+    if (p_.batch_sizes || n >= p_.H) return;
+    const int64_t far = t + (team_.down ? -kFarAhead : kFarAhead);
+    if (far < 0 || far >= team_.steps) return;
+    if (drive) ptx::prefetch_global_l2(at(p_.drive, far, b, n));
+    if (factor) ptx::prefetch_global_l2(at(p_.factor, far, b, n));
+  }
+
+  FUSED_BPTT_DEVICE Storage* at(const Sequence& s, int64_t t, int32_t b, int32_t n) const {
+    const int64_t origin = p_.first_rows ? p_.first_rows[t] * s.row : t * s.step;
+    return static_cast<Storage*>(s.data) + origin + (team_.first_row + b) * s.row +
+           team_.group * s.group + n;
+  }
+  FUSED_BPTT_DEVICE Storage* of_state(const State& s, int32_t b, int32_t n) const {
+    return static_cast<Storage*>(s.data) + team_.group * s.group + (team_.first_row + b) * s.row +
+           n;
+  }
+  FUSED_BPTT_DEVICE Storage* last(int32_t b, int32_t n) const { return of_state(p_.last, b, n); }
+  FUSED_BPTT_DEVICE const Storage* initial(int32_t b, int32_t n) const {
+    return of_state(p_.initial, b, n);
+  }
+
+  const Team& team_;
+  const Problem& p_;
+  const Product& product_;
+  Exchange<Product> exchange_;
+  Sum* sums_;
+  const int32_t sums_row_, split_stride_;
+  const int32_t words_of_row_;
+  Fetched ahead_[kAhead];
+};
+
+// A CTA walks one team; with the grid exchange several, one after another.
+constexpr int kMostThreads = 256;
+
+template <class Product, template <class> class Exchange, Primitive primitive>
+FUSED_BPTT_GLOBAL(kMostThreads)
+recurrence_kernel(FUSED_BPTT_ARGS args) {
+  const int32_t ctas = args.plan.ctas;
+  const int32_t teams = static_cast<int32_t>(args.plan.teams);
+  const int32_t rank = block_index() % ctas;
+  Product product(args);
+  int32_t loaded = -1;
+  for (int32_t index = block_index() / ctas; index < teams; index += grid_blocks() / ctas) {
+    const Team team(args, index, rank);
+    sync_block();  // nobody is in the team before any more
+    if (team.group != loaded) product.load(args, team.group, rank);
+    loaded = team.group;
+    sync_block();
+    Walk<Product, Exchange, primitive>(team, product).run();
+  }
+}
+
+// Before recurrence_kernel: puts W in the order in which its threads read it, on pack_blocks()
+// CTAs. (Each CTA reading its own part of W as it lies measured as half of the kernel's code, and
+// made the teams of one group read the same W in the same scattered way.)
+template <class Product>
+FUSED_BPTT_GLOBAL(kMostThreads)
+pack_kernel(FUSED_BPTT_ARGS args) {
+  const int32_t tiles = args.plan.row_tiles;
+  const int32_t of_k = static_cast<int32_t>(fragments_of_k(args.plan, args.problem.H));
+  const int32_t fragment = block_index() / tiles;
+  const int32_t cta = fragment / of_k;
+  Product(args).pack(args, cta / args.plan.ctas, cta % args.plan.ctas, fragment % of_k,
+                     block_index() % tiles);
+}
+
+}  // namespace fused_bptt

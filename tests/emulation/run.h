@@ -1,0 +1,336 @@
+// Launches a kernel in the emulation with the plan that a test names, on random data, and compares
+// with the equations in double.
+#pragma once
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/recurrence.cuh"
+
+namespace emulation {
+
+using namespace fused_bptt;
+
+// How the work is cut; the rest of the plan follows.
+struct Cut {
+  Exchange exchange = Exchange::cta;
+  Residence residence = Residence::registers;
+  int32_t ctas = 1;
+  int32_t row_warps = 1;
+  int32_t k_splits = 1;
+  int32_t batch_tile = 8;
+  int32_t resident_teams = 0;  // grid: teams on the device together, 0 for all
+  int32_t carry_quanta = 0;    // grid: of k in shared memory at once, 0 for all
+};
+
+struct Shape {
+  int64_t T = 3, B = 2, G = 1, H = 5, reverse_groups = 0;
+  std::vector<int64_t> batch_sizes = {};  // empty: padded
+};
+
+struct Options {
+  Phi phi = Phi::tanh;
+  bool adjoint = false;
+  bool drive = true;
+  bool initial = true;
+  bool still = false;       // linear: drive and factor the same at every step, by a stride of 0
+  bool transposed = false;  // W through its strides
+};
+
+template <class Product>
+Plan plan_of(const Cut& cut, const Shape& shape, int32_t row_tiles, int32_t fragments) {
+  Plan plan{};
+  plan.math = Product::math;
+  plan.exchange = cut.exchange;
+  plan.residence = cut.residence;
+  plan.ctas = cut.ctas;
+  plan.batch_tile = cut.batch_tile;
+  plan.k_splits = cut.k_splits;
+  plan.threads = 32 * cut.row_warps * cut.k_splits;
+  plan.row_tiles = row_tiles;
+  plan.fragments = fragments;
+  plan.units = unit_quantum(plan);
+  plan.carry_columns = static_cast<int32_t>(cut.carry_quanta ? cut.carry_quanta * k_quantum(plan)
+                                                             : carry_width(plan, shape.H));
+  plan.teams = shape.G * ((shape.B + cut.batch_tile - 1) / cut.batch_tile);
+  plan.shared_bytes = shared_bytes(plan, shape.H);
+  if (plan.ctas * plan.units < shape.H) fail("the case's plan has too few units");
+  const bool fits = fragments_of_k(plan, shape.H) <= registers_of_k(plan);
+  if (fits != (plan.residence == Residence::registers)) {
+    fail("the case's plan keeps W in registers or it does not");
+  }
+  return plan;
+}
+
+template <class Storage>
+Storage stored(double x) {
+  if constexpr (std::is_same_v<Storage, double>) {
+    return x;
+  } else {
+    return round_to<Storage>(static_cast<float>(x));
+  }
+}
+
+// Numbers with a fence of NaN on either side.
+template <class Storage>
+class Numbers {
+ public:
+  explicit Numbers(int64_t count)
+      : all_(static_cast<size_t>(count + 2 * kFence), stored<Storage>(NAN)) {}
+  Storage* data() { return all_.data() + kFence; }
+  int64_t count() const { return static_cast<int64_t>(all_.size()) - 2 * kFence; }
+  void draw(std::mt19937& generator, double scale) {
+    std::uniform_real_distribution<double> uniform(-scale, scale);
+    for (int64_t i = 0; i < count(); ++i) data()[i] = stored<Storage>(uniform(generator));
+  }
+  bool fences_hold() {
+    for (int64_t i = 1; i <= kFence; ++i) {
+      if (!std::isnan(widen(data()[-i])) || !std::isnan(widen(data()[count() - 1 + i])))
+        return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kFence = 64;
+  std::vector<Storage> all_;
+};
+
+// The equations of problem.h, one row at a time.
+template <class Storage>
+void reference(const Problem& p, std::vector<double>& out, std::vector<double>& last) {
+  const Storage* weight = static_cast<const Storage*>(p.weight.data);
+  const auto number = [&](const Sequence& s, int64_t t, int64_t b, int64_t g, int64_t n) {
+    if (!s.data) return 0.0;
+    const int64_t at = origin(p, s, t) + b * s.row + g * s.group + n;
+    return static_cast<double>(widen(static_cast<const Storage*>(s.data)[at]));
+  };
+  const size_t H = static_cast<size_t>(p.H);
+  for (int64_t g = 0; g < p.G; ++g) {
+    for (int64_t b = 0; b < p.B; ++b) {
+      std::vector<double> state(H, 0.0), sum(H, 0.0);
+      const auto multiply = [&] {
+        for (int64_t n = 0; n < p.H; ++n) {
+          double total = 0;
+          for (int64_t k = 0; k < p.H; ++k) {
+            const int64_t row = p.adjoint ? k : n, column = p.adjoint ? n : k;
+            total +=
+                state[static_cast<size_t>(k)] *
+                widen(weight[g * p.weight.group + row * p.weight.row + column * p.weight.column]);
+          }
+          sum[static_cast<size_t>(n)] = total;
+        }
+      };
+      if (p.initial.data) {
+        const Storage* initial = static_cast<const Storage*>(p.initial.data);
+        for (int64_t n = 0; n < p.H; ++n) {
+          state[static_cast<size_t>(n)] =
+              widen(initial[g * p.initial.group + b * p.initial.row + n]);
+        }
+      }
+      bool begun = false;
+      for (int64_t i = 0; i < p.T; ++i) {
+        const int64_t t = walks_backwards(p, g) ? p.T - 1 - i : i;
+        if (b >= rows_at(p, t)) continue;
+        if (p.adjoint && !begun) {
+          sum = state;
+        } else if (begun || p.initial.data) {
+          multiply();
+        }
+        begun = true;
+        for (int64_t n = 0; n < p.H; ++n) {
+          const double x = number(p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
+          const double f = number(p.factor, t, b, g, n);
+          double& s = state[static_cast<size_t>(n)];
+          if (p.primitive == Primitive::recurrence) {
+            s = p.phi == Phi::tanh ? std::tanh(x) : 0 > x ? 0 : x;
+          } else {
+            s = p.phi == Phi::given ? f * x : p.phi == Phi::tanh ? (1 - f * f) * x : f <= 0 ? 0 : x;
+          }
+          const int64_t at = origin(p, p.out, t) + b * p.out.row + g * p.out.group + n;
+          out[static_cast<size_t>(at)] = s;
+        }
+      }
+      if (p.adjoint && begun) {
+        multiply();
+        state = sum;
+      }
+      for (int64_t n = 0; n < p.H; ++n) {
+        last[static_cast<size_t>(g * p.last.group + b * p.last.row + n)] =
+            state[static_cast<size_t>(n)];
+      }
+    }
+  }
+}
+
+inline int failures = 0;
+
+// The largest difference that rounding of operands and stores leaves, for states of size one.
+inline double tolerance(Math math) {
+  switch (math) {
+    case Math::fp64:
+      return 1e-14;
+    case Math::fp32:
+    case Math::tf32x3:
+      return 4e-6;
+    case Math::tf32:
+    case Math::fp16:
+      return 6e-3;
+    default:
+      return 5e-2;
+  }
+}
+
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+          Primitive primitive>
+void run(const std::string& name, const Cut& cut, const Shape& shape, const Options& options) {
+  using Product = fused_bptt::Product<math, kRowTiles, kFragments>;
+  using Storage = typename Product::Storage;
+  std::mt19937 generator(7);
+  KernelArgs args{};
+  args.plan = plan_of<Product>(cut, shape, kRowTiles, kFragments);
+  Problem& p = args.problem;
+  p.primitive = primitive;
+  p.phi = options.phi;
+  p.adjoint = options.adjoint;
+  p.T = shape.T, p.B = shape.B, p.G = shape.G, p.H = shape.H;
+  p.reverse_groups = shape.reverse_groups;
+  const bool packed = !shape.batch_sizes.empty();
+  std::vector<int64_t> first_rows;
+  int64_t rows = 0;
+  for (const int64_t size : shape.batch_sizes) first_rows.push_back(rows), rows += size;
+  if (packed) {
+    p.batch_sizes = shape.batch_sizes.data();
+    p.first_rows = first_rows.data();
+    p.T = static_cast<int64_t>(shape.batch_sizes.size());
+    if (shape.batch_sizes[0] != p.B) fail("the case's B is not that of its first step");
+  } else {
+    rows = shape.T * shape.B;
+  }
+
+  const int64_t elements = rows * p.G * p.H, states = p.G * p.B * p.H;
+  Numbers<Storage> drive(elements), factor(elements), out(elements), initial(states), last(states);
+  Numbers<Storage> weight(p.G * p.H * p.H);
+  drive.draw(generator, 1), factor.draw(generator, 1), initial.draw(generator, 1);
+  weight.draw(generator, 1.5 / std::sqrt(static_cast<double>(p.H)));
+  const auto sequence = [&](Numbers<Storage>& numbers, bool still) {
+    return Sequence{numbers.data(), packed || still ? 0 : p.B * p.G * p.H, p.G * p.H, p.H};
+  };
+  p.weight = {weight.data(), p.H * p.H, p.H, 1};
+  if (options.transposed) std::swap(p.weight.row, p.weight.column);
+  if (options.drive) p.drive = sequence(drive, options.still);
+  if (primitive == Primitive::linear) p.factor = sequence(factor, options.still);
+  if (options.initial) p.initial = {initial.data(), p.B * p.H, p.H};
+  // The recurrence writes h over u.
+  p.out = sequence(primitive == Primitive::recurrence ? drive : out, false);
+  p.last = {last.data(), p.B * p.H, p.H};
+
+  std::vector<double> expected(static_cast<size_t>(elements), NAN);
+  std::vector<double> expected_last(static_cast<size_t>(states), NAN);
+  reference<Storage>(p, expected, expected_last);
+
+  const Plan& plan = args.plan;
+  std::vector<std::byte> workspace(static_cast<size_t>(workspace_bytes(plan, p.H, p.G) + 128),
+                                   std::byte{0xFF});
+  args.workspace =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 127) / 128 * 128);
+  std::memset(args.workspace, 0, static_cast<size_t>(workspace_zero_bytes(plan)));
+
+  run_one_by_one([&] { pack_kernel<Product>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
+  const auto kernel = [&] { recurrence_kernel<Product, Exchange, primitive>(args); };
+  if (plan.exchange == fused_bptt::Exchange::grid) {
+    const int64_t teams = cut.resident_teams ? cut.resident_teams : plan.teams;
+    run_together(kernel, 0, teams * plan.ctas, teams * plan.ctas, plan.threads, 1,
+                 plan.shared_bytes);
+  } else {
+    for (int64_t team = 0; team < plan.teams; ++team) {
+      run_together(kernel, team * plan.ctas, plan.ctas, plan.teams * plan.ctas, plan.threads,
+                   plan.ctas, plan.shared_bytes);
+    }
+  }
+
+  double error = 0;
+  const auto compare = [&](Numbers<Storage>& actual, const std::vector<double>& truth) {
+    for (size_t i = 0; i < truth.size(); ++i) {
+      const double a = widen(actual.data()[i]);
+      // NaN is as wrong as can be, unless it is expected.
+      if (std::isnan(a) != std::isnan(truth[i])) error = INFINITY;
+      if (!std::isnan(truth[i]) && a != truth[i]) {
+        error = std::max(error, std::fabs(a - truth[i]) / std::max(1.0, std::fabs(truth[i])));
+      }
+    }
+  };
+  compare(primitive == Primitive::recurrence ? drive : out, expected);
+  compare(last, expected_last);
+  const bool fences = drive.fences_hold() && out.fences_hold() && last.fences_hold();
+  const bool good = error <= tolerance(plan.math) && fences;
+  if (!good) ++failures;
+  std::printf("%s %s error %.3g%s\n", good ? "ok" : "FAILED", name.c_str(), error,
+              fences ? "" : " written outside");
+  std::fflush(stdout);
+}
+
+// The ways to ask for a linear recurrence and its adjoint.
+inline const std::vector<std::pair<std::string, Options>> kLinear = {
+    {"given", {.phi = Phi::given}},
+    {"given,adjoint", {.phi = Phi::given, .adjoint = true}},
+    {"tanh,adjoint,no initial", {.adjoint = true, .initial = false}},
+    {"relu,no initial", {.phi = Phi::relu, .initial = false}},
+    {"relu,adjoint,no drive,transposed",
+     {.phi = Phi::relu, .adjoint = true, .drive = false, .transposed = true}},
+    {"tanh,no drive", {.drive = false}},
+};
+inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
+    {"tanh", {}},
+    {"relu,transposed", {.phi = Phi::relu, .transposed = true}},
+    {"tanh,no initial", {.initial = false}},
+};
+
+// Both directions, rows that leave and join, and more rows than one team carries.
+inline const Shape kPacked{
+    .B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
+
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+void run_linear(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kLinear) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name + "[" + words + "]", cut,
+                                                                  shape, options);
+  }
+}
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kRecurrence) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
+                                                                      shape, options);
+  }
+}
+
+// A program of cases. Arguments: `late` has pushes arrive late; a number is the seconds after which
+// the program is taken to hang, and ends itself.
+inline int main_of(int argc, char** argv, void (*cases)()) {
+  unsigned seconds = 240;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "late") {
+      late_delivery = true;
+    } else {
+      seconds = static_cast<unsigned>(std::stoul(argv[i]));
+    }
+  }
+  std::signal(SIGALRM, [](int) {
+    static const char words[] = "emulation: hangs\n";
+    [[maybe_unused]] const ssize_t written = write(2, words, sizeof(words) - 1);
+    _exit(4);
+  });
+  alarm(seconds);
+  cases();
+  std::printf("%d failures\n", failures);
+  return failures ? 1 : 0;
+}
+
+}  // namespace emulation

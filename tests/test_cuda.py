@@ -1,0 +1,414 @@
+"""The CUDA engine on a GPU: the named cases, every kernel, streams, graphs, devices.
+
+Without a GPU every test here is skipped, and the summary says so. With FUSED_BPTT_REQUIRE_CUDA=1 a
+missing GPU, or a build without kernels for it, is a failure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import LENGTHS, OPTIONS, PACKED, SIZES, UNBATCHED, WIDE, Case, ids
+from helpers import FLOAT_TYPES, everything, run_case, truth
+from primitives import Operators, Problem, problems
+from tolerance import Named, assert_close, assert_exact, assert_no_worse
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fused_bptt
+from fused_bptt import _ops
+from fused_bptt import _reference as reference
+
+GIVEN, TANH, RELU = _ops.GIVEN, _ops.TANH, _ops.RELU
+REQUIRE = "FUSED_BPTT_REQUIRE_CUDA"
+
+
+def why_not() -> str:
+    """Why no test of this file can run here; "" if they can."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if not _ops.cuda_archs():
+        return "fused_bptt was built without CUDA kernels"
+    return ""
+
+
+REQUIRED = os.environ.get(REQUIRE) == "1"
+if not REQUIRED and why_not():
+    pytestmark = pytest.mark.skip(reason=f"no GPU to test on: {why_not()}")
+
+
+@pytest.fixture(autouse=True)
+def a_gpu() -> None:
+    assert not why_not(), f"{REQUIRE}=1: expected a CUDA device to test on, but {why_not()}"
+
+
+@pytest.fixture(autouse=True)
+def strict_float32() -> Iterator[None]:
+    """TF32 is off where a test does not turn it on."""
+    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = rnn.fp32_precision, matmul.fp32_precision
+    rnn.fp32_precision = matmul.fp32_precision = "ieee"
+    yield
+    rnn.fp32_precision, matmul.fp32_precision = before
+
+
+# ------------------------------------------------------------------------------------ primitives
+
+
+def on_gpu(problem: Problem) -> Problem:
+    moved = problem.to(problem.dtype)
+    for name in ("v", "factor", "weight", "s0"):
+        setattr(moved, name, getattr(moved, name).cuda())
+    return moved
+
+
+def to_cpu(named: Named) -> Named:
+    return {name: value.cpu() for name, value in named.items()}
+
+
+def assert_equals_reference(p: Problem, solve: Callable[[Problem, Any], Named]) -> None:
+    exact = solve(p.to(torch.float64), reference)
+    found = to_cpu(solve(on_gpu(p), Operators))
+    if p.dtype == torch.float64:
+        assert_close(found, exact)
+    else:  # the same sums by PyTorch's products, in whatever order they take on this device
+        assert_no_worse(found, to_cpu(solve(on_gpu(p), reference)), exact)
+
+
+def each_primitive() -> Iterator[tuple[str, Callable[[Problem, Any], Named]]]:
+    for phi in (TANH, RELU):
+        yield f"recurrence-{phi}", lambda p, source, phi=phi: p.recurrence(source, phi)
+    for derivative, adjoint, without in itertools.product(
+        (GIVEN, TANH, RELU), (False, True), ("", "v", "s0")
+    ):
+
+        def solve(p: Problem, source: Any, args: Any = (derivative, adjoint, without)) -> Named:
+            return p.linear_recurrence(source, *args)
+
+        yield f"linear-{derivative}-{'adjoint' if adjoint else 'forward'}-{without}", solve
+
+
+PRIMITIVES = dict(each_primitive())
+
+
+@pytest.mark.parametrize("primitive", PRIMITIVES)
+@pytest.mark.parametrize("problem", problems(FLOAT_TYPES), ids=str)
+def test_primitives(problem: Problem, primitive: str) -> None:
+    assert_equals_reference(problem, PRIMITIVES[primitive])
+
+
+PLANS = [
+    ",".join(p)
+    for p in itertools.product(("cta", "cluster", "grid"), ("registers", "shared", "global"))
+]
+# W of these sizes has parts in registers and parts outside, and every exchange can share it.
+OF_EVERY_PLAN = (
+    (7, 5, 1, 200, 0, None),
+    (4, 19, 3, 133, 1, None),
+    (6, 6, 2, 150, 1, (6, 5, 5, 2, 1, 1)),
+)
+
+
+def skip_where_refused(error: RuntimeError, plan: str) -> None:
+    if "expected a plan for it" not in str(error):
+        raise error
+    if plan.startswith("cluster") and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("clusters need sm_90")
+    raise error
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("size", OF_EVERY_PLAN, ids=str)
+def test_every_plan(size: Any, dtype: torch.dtype, plan: str, monkeypatch: Any) -> None:
+    """Every exchange with every residence of W, forward and adjoint."""
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+    p = Problem(*size, dtype)
+    try:
+        for name in (
+            "recurrence-1",
+            "linear-1-forward-",
+            "linear-1-adjoint-",
+            "linear-0-adjoint-s0",
+        ):
+            assert_equals_reference(p, PRIMITIVES[name])
+    except RuntimeError as error:
+        skip_where_refused(error, plan)
+
+
+@pytest.mark.parametrize("products", [_ops.TF32, _ops.TF32X3], ids=["tf32", "tf32x3"])
+@pytest.mark.parametrize("H", [5, 64, 200])
+def test_float32_by_tensor_cores(products: int, H: int, monkeypatch: Any) -> None:
+    """TF32 has float16's mantissa; 3xTF32 stands in for float32 only if it is as exact."""
+    monkeypatch.setattr(_ops, "float32_products", lambda tensor: products)
+    p = Problem(T=12, B=17, G=2, H=H, reverse_groups=1, dtype=torch.float32)
+    for name in ("recurrence-1", "linear-1-adjoint-"):
+        solve = PRIMITIVES[name]
+        found, exact = to_cpu(solve(on_gpu(p), Operators)), solve(p.to(torch.float64), reference)
+        in_type = torch.float16 if products == _ops.TF32 else torch.float32
+        rival = to_cpu(solve(on_gpu(p), reference))
+        assert_no_worse(found, rival, exact, computed_in=in_type)
+
+
+def test_the_switch_of_torch(monkeypatch: Any) -> None:
+    """torch.backends.cudnn.allow_tf32 changes the result, as it does for nn.RNN."""
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", "cta")
+    p = on_gpu(Problem(T=5, B=64, G=1, H=256, dtype=torch.float32))
+    strict = p.recurrence(Operators, TANH)
+    torch.backends.cudnn.allow_tf32 = True
+    assert not torch.equal(p.recurrence(Operators, TANH)["h"], strict["h"])
+    torch.backends.cudnn.allow_tf32 = False
+    assert_exact(p.recurrence(Operators, TANH), strict)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+def test_exact_over_many_steps(dtype: torch.dtype) -> None:
+    """70,000 steps of whole numbers: any order of summation gives the same bits."""
+    T, B, H = 70_000, 3, 48
+    order = torch.randperm(H)
+    u = torch.zeros(T, B, 1, H, dtype=dtype)
+    u[0] = torch.arange(H, dtype=dtype)
+    weight = torch.eye(H, dtype=dtype)[order][None]
+    h, last = Operators.recurrence(
+        u.cuda(), weight.cuda(), torch.zeros(1, B, H, dtype=dtype).cuda(), None, 0, RELU
+    )
+    expected, steps = torch.arange(H), []
+    for _ in range(T):
+        steps.append(expected)
+        expected = expected[order]
+    expected_h = torch.stack(steps)[:, None, None].expand(T, B, 1, H).to(dtype)
+    assert_exact(
+        {"h": h.cpu(), "last": last.cpu()}, {"h": expected_h, "last": expected_h[-1:, :, 0]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "G", "H"), [(0, 3, 2, 5), (4, 0, 2, 5), (4, 3, 0, 5), (4, 3, 2, 0), (0, 0, 0, 0)]
+)
+def test_nothing_to_do(T: int, B: int, G: int, H: int) -> None:
+    u, weight = torch.ones(T, B, G, H).cuda(), torch.ones(G, H, H).cuda()
+    h0 = torch.ones(G, B, H).cuda()
+    _, last = Operators.recurrence(u, weight, h0, None, 0, TANH)
+    if T == 0:
+        assert torch.equal(last, h0)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+def test_not_finite(dtype: torch.dtype) -> None:
+    """NaN reaches what depends on it and nothing else; infinity becomes ±1."""
+    p = Problem(T=4, B=3, G=1, H=40, dtype=dtype)
+    p.v[1, 1, 0, 7] = float("nan")
+    p.v[0, 2, 0, 3] = float("inf")
+    for phi in (TANH, RELU):
+        found, expected = (
+            to_cpu(on_gpu(p).recurrence(Operators, phi)),
+            p.recurrence(reference, phi),
+        )
+        for name in expected:
+            assert torch.equal(found[name].isnan(), expected[name].isnan()), name
+
+
+def test_layouts() -> None:
+    p = on_gpu(Problem(T=5, B=3, G=2, H=9))
+    expected = p.linear_recurrence(Operators, TANH, True)
+    for name in ("v", "factor", "weight", "s0"):
+        value = getattr(p, name)
+        order = tuple(reversed(range(value.dim())))
+        setattr(p, name, value.permute(order).contiguous().permute(order))
+    assert_exact(p.linear_recurrence(Operators, TANH, True), expected)
+    p.v, p.factor = p.v[:1].expand(5, 3, 2, 9), p.factor[:, :1].expand(5, 3, 2, 9)
+    found = p.linear_recurrence(Operators, TANH, True)
+    p.v, p.factor = p.v.contiguous(), p.factor.contiguous()
+    assert_exact(found, p.linear_recurrence(Operators, TANH, True))
+
+
+def test_offsets_beyond_32_bits() -> None:
+    T, B, H = 3, 2**20, 720  # 2.3e9 numbers, 4.2 GiB
+    if torch.cuda.mem_get_info()[0] < 6 * 2**30:
+        pytest.skip("the GPU has less than 6 GiB free")
+    weight = Problem(1, 1, 1, H, dtype=torch.bfloat16).weight.cuda()
+    h0 = torch.zeros(1, B, H, dtype=torch.bfloat16, device="cuda")
+    u = torch.zeros(T, B, 1, H, dtype=torch.bfloat16, device="cuda")
+    u[:, -2:] = 0.5
+    few = u[:, -2:].clone()
+    last = _ops.recurrence_(u, weight, h0, None, 0, TANH)
+    few_last = _ops.recurrence_(few, weight, h0[:, -2:].clone(), None, 0, TANH)
+    torch.testing.assert_close(u[:, -2:], few, rtol=0, atol=2**-7)
+    torch.testing.assert_close(last[:, -2:], few_last, rtol=0, atol=2**-7)
+    assert not u[:, :1].any()
+
+
+# ---------------------------------------------------------------------------------- the module
+
+
+def run_on_gpu(case: Case, dtype: torch.dtype, kind: type[nn.RNNBase] = fused_bptt.RNN) -> Named:
+    module = case.module(kind, dtype).cuda()
+    x, hx = case.inputs(dtype)
+
+    def leaf(value: Tensor) -> Tensor:
+        return value.detach().cuda().requires_grad_()
+
+    x = x._replace(data=leaf(x.data)) if isinstance(x, PackedSequence) else leaf(x)
+    if isinstance(x, PackedSequence) and x.sorted_indices is not None:
+        x = x._replace(
+            sorted_indices=x.sorted_indices.cuda(), unsorted_indices=x.unsorted_indices.cuda()
+        )
+    return to_cpu(everything(module, x, None if hx is None else leaf(hx)))
+
+
+CASES = (*OPTIONS, *UNBATCHED, *PACKED, *SIZES, *WIDE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_equal_to_torch(case: Case) -> None:
+    assert_close(run_on_gpu(case, torch.float64), run_case(case, nn.RNN))
+
+
+PRECISION = (
+    Case("wide", T=30, B=15, I=16, H=129),
+    Case("one-row", T=50, B=1, I=8, H=65),
+    Case("relu", T=20, B=6, I=8, H=48, nonlinearity="relu", gap=3),
+    Case("stacked", T=12, B=5, I=8, H=31, num_layers=2, bidirectional=True),
+    Case("packed", T=7, B=16, I=8, H=17, bidirectional=True, lengths=LENGTHS["tiles"]),
+    Case("large", T=20, B=40, I=8, H=512),
+)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES[1:], ids=str)
+@pytest.mark.parametrize("case", PRECISION, ids=ids(PRECISION))
+def test_error_is_at_most_torchs(case: Case, dtype: torch.dtype) -> None:
+    """nn.RNN on cuDNN, that is."""
+    ours, theirs = (run_on_gpu(case, dtype, kind) for kind in (fused_bptt.RNN, nn.RNN))
+    assert_no_worse(ours, theirs, truth(case, dtype))
+
+
+def test_autocast() -> None:
+    module, x = fused_bptt.RNN(8, 32).cuda(), torch.randn(6, 4, 8, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output, _ = module(x)
+    assert output.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("primitive", ["recurrence-1", "linear-1-adjoint-"])
+def test_same_bits_from_run_to_run(primitive: str) -> None:
+    for H in (64, 500):
+        p = on_gpu(Problem(T=50, B=33, G=2, H=H, reverse_groups=1, dtype=torch.float32))
+        first = PRIMITIVES[primitive](p, Operators)
+        for _ in range(5):
+            assert_exact(PRIMITIVES[primitive](p, Operators), first)
+
+
+# ------------------------------------------------------------------- streams, graphs, devices
+
+
+def walks(p: Problem) -> Named:
+    return {
+        **p.recurrence(Operators, TANH),
+        **{f"q {k}": v for k, v in p.linear_recurrence(Operators, TANH, True).items()},
+    }
+
+
+GRAPHED = (
+    Problem(T=20, B=9, G=1, H=64, dtype=torch.bfloat16),
+    Problem(T=20, B=9, G=2, H=700, reverse_groups=1, dtype=torch.float32),
+    Problem(6, 6, 2, 33, 1, (6, 5, 5, 2, 1, 1), torch.float32),
+)
+
+
+@pytest.mark.parametrize("plan", ["", "grid", "grid,global"])
+@pytest.mark.parametrize("p", GRAPHED, ids=str)
+def test_captured_in_a_graph(p: Problem, plan: str, monkeypatch: Any) -> None:
+    """A synchronisation, or a copy from the host, would be refused while a graph is captured."""
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+    p = on_gpu(p)
+    try:
+        expected = walks(p)
+    except RuntimeError as error:
+        if "expected a plan for it" in str(error):
+            pytest.skip(f"too small for {plan}")
+        raise
+    inputs = p.v.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = walks(p)
+    p.v.zero_()
+    graph.replay()
+    p.v.copy_(inputs)
+    if p.batch_sizes is not None:
+        p.batch_sizes.zero_()  # the graph has its own
+    for _ in range(2):
+        graph.replay()
+    assert_exact(found, expected)
+
+
+def test_on_the_current_stream() -> None:
+    """The walk begins after what is on the stream before it, and is waited for by what follows."""
+    p = on_gpu(Problem(T=200, B=16, G=1, H=256, dtype=torch.float32))
+    expected = walks(p)
+    inputs = {name: getattr(p, name).clone() for name in ("v", "factor")}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for name, value in inputs.items():
+            getattr(p, name).fill_(float("nan"))
+            torch.cuda._sleep(20_000_000)
+            getattr(p, name).copy_(value)
+        found = {name: value.clone() for name, value in walks(p).items()}
+        torch.cuda.current_stream().synchronize()
+    assert_exact(found, expected)
+
+
+def test_on_a_second_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU here; this test is about the second")
+    p = Problem(T=20, B=9, G=2, H=70, reverse_groups=1)
+    first, second = (to_cpu(walks(moved(p, f"cuda:{i}"))) for i in (0, 1))
+    assert torch.cuda.current_device() == 0
+    assert_exact(second, first)
+
+
+def moved(problem: Problem, device: str) -> Problem:
+    other = problem.to(problem.dtype)
+    for name in ("v", "factor", "weight", "s0"):
+        setattr(other, name, getattr(other, name).to(device))
+    return other
+
+
+def test_opcheck() -> None:
+    p = on_gpu(Problem(T=4, B=3, G=2, H=5, dtype=torch.float32))
+    utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(
+        torch.ops.fused_bptt.recurrence_.default,
+        (p.v, p.weight, p.s0, None, 1, TANH),
+        test_utils=utils,
+    )
+    torch.library.opcheck(
+        torch.ops.fused_bptt.linear_recurrence.default,
+        (p.factor, p.v, p.weight, None, None, 1, TANH, True),
+        test_utils=utils,
+    )
+
+
+def test_limits_of_this_device() -> None:
+    limits = _ops.cuda_limits(0)
+    text = _ops.explain_plan(16, 1, 512, "bfloat16", limits)
+    assert text.startswith("limits name=cuda:0")
+    assert "chosen" in text
+
+
+def test_wrong_code_of_products() -> None:
+    p = on_gpu(Problem(T=1, B=1, G=1, H=1, dtype=torch.float32))
+    with pytest.raises(RuntimeError, match="float32_products: expected 0, 1 or 2, got 3"):
+        torch.ops.fused_bptt.recurrence_(p.v, p.weight, p.s0, None, 0, TANH, 3)
+
+
+def test_an_unknown_plan(monkeypatch: Any) -> None:
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", "warp")
+    with pytest.raises(RuntimeError, match="FUSED_BPTT_CUDA_PLAN: expected cta, cluster or grid"):
+        walks(on_gpu(Problem(T=1, B=1, G=1, H=1)))

@@ -1,0 +1,274 @@
+"""Faults planted into the CUDA kernels, each of which the emulation must catch.
+
+A fault is a change of the text of csrc/cuda, made in a copy. It is caught by a wrong result (NaN
+from poisoned memory is one), by a rule that the emulation checks, by a hang, or by ThreadSanitizer.
+What stays uncaught shows a hole in the emulation or its cases.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.test_emulation import ROOT, SANITIZER, build, run
+
+# Exit codes of a program of cases.
+CAUGHT_BY = {1: "results", 3: "a rule of the emulation", 4: "a hang", 66: "ThreadSanitizer"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replaces `old`, found once in `file`, by `new`; `program` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    program: str
+    sanitized: bool = False
+    arguments: tuple[str, ...] = ()
+
+
+HANGS = ("10",)  # seconds; the programs take less than one
+LATE = ("late", "10")
+
+FAULTS = (
+    # One CTA, and what all exchanges share.
+    Fault(
+        "no barrier between product and epilogue",
+        "recurrence.cuh",
+        "      sync_block();\n      const int32_t sent",
+        "      const int32_t sent",
+        "small_cta",
+        sanitized=True,
+    ),
+    Fault(
+        "no barrier after the carry is written",
+        "exchange_cta.cuh",
+        "publish(int64_t) { sync_block(); }",
+        "publish(int64_t) {}",
+        "small_cta",
+        sanitized=True,
+    ),
+    Fault(
+        "the splits of k are not summed",
+        "recurrence.cuh",
+        "split < team_.plan.k_splits",
+        "split < 1",
+        "small_cta",
+    ),
+    Fault(
+        "the padding of the carry is not cleared",
+        "exchange_cta.cuh",
+        "    clear_padding<Product>(team_, carry_);\n",
+        "",
+        "small_cta",
+    ),
+    Fault(
+        "a row of the initial state is left out",
+        "exchange.cuh",
+        "at.row < rows; at.advance()",
+        "at.row < rows - 1; at.advance()",
+        "small_cta",
+    ),
+    Fault(
+        "rows that join have no initial state",
+        "recurrence.cuh",
+        "word.value[j] = Ops::operand(widen(initial(b, n)[j]));",
+        "word.value[j] = Ops::operand(0);",
+        "small_cta",
+    ),
+    Fault(
+        "the adjoint reads W as it is",
+        "product.cuh",
+        "receive(p.adjoint ? p.weight.column : p.weight.row)",
+        "receive(p.weight.row)",
+        "small_cta",
+    ),
+    Fault(
+        "the last state of a row that ends is not stored",
+        "recurrence.cuh",
+        "if (b >= next && !p_.adjoint)",
+        "if (b > next && !p_.adjoint)",
+        "small_cta",
+    ),
+    Fault(
+        "a tile's lower rows are read twice",
+        "product_mma.cuh",
+        "row + lane / 4 + (word % 2) * 8",
+        "row + lane / 4",
+        "small_cta",
+    ),
+    Fault(
+        "the rest of W is read one fragment early",
+        "product.cuh",
+        "((j - kRegistersOfK) * kRowTiles + i)",
+        "((j - 1 - kRegistersOfK) * kRowTiles + i)",
+        "small_cta",
+    ),
+    Fault(
+        "a second batch tile begins at row 1",
+        "team.cuh",
+        "static_cast<int64_t>(team % tiles) * plan.batch_tile",
+        "static_cast<int64_t>(team % tiles)",
+        "small_cta",
+    ),
+    Fault(
+        "the carry that is loaded ahead is that of the fragment before",
+        "product.cuh",
+        "at_most(j + kAhead, end - 1)",
+        "at_most(j + kAhead - 1, end - 1)",
+        "small_cta",
+    ),
+    # Clusters.
+    Fault(
+        "nobody waits for the pushes",
+        "exchange_cluster.cuh",
+        "      ptx::mbarrier_wait_parity(barriers_ + i % 2, "
+        "static_cast<uint32_t>((i - 1) / 2 % 2));\n",
+        "",
+        "small_cluster",
+        arguments=LATE,
+    ),
+    Fault(
+        "the phase is never flipped",
+        "exchange_cluster.cuh",
+        "static_cast<uint32_t>((i - 1) / 2 % 2)",
+        "0u",
+        "small_cluster",
+        arguments=LATE,
+    ),
+    Fault(
+        "the carry has one buffer",
+        "exchange_cluster.cuh",
+        "buffer_bytes_(static_cast<int32_t>(carry_buffer_bytes(team.plan)))",
+        "buffer_bytes_(0)",
+        "small_cluster",
+        sanitized=True,
+    ),
+    Fault(
+        "the pushes go to the CTA itself",
+        "exchange_cluster.cuh",
+        "ptx::mapa(to, peer), word, ptx::mapa(barrier, peer)",
+        "ptx::mapa(to, static_cast<uint32_t>(team_.rank)), word, "
+        "ptx::mapa(barrier, static_cast<uint32_t>(team_.rank))",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    Fault(
+        "one peer is told through the barrier of another",
+        "exchange_cluster.cuh",
+        "word, ptx::mapa(barrier, peer)",
+        "word, ptx::mapa(barrier, 0)",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    Fault(
+        "one peer is left out",
+        "exchange_cluster.cuh",
+        "sent < peers",
+        "sent + 1 < peers",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    Fault(
+        "the second carry is not armed",
+        "exchange_cluster.cuh",
+        "      arm(2);\n",
+        "",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    Fault(
+        "a barrier expects the bytes of the step before",
+        "exchange_cluster.cuh",
+        "team_.carried(team_.rows(i - 1), team_.rows(i))",
+        "team_.carried(team_.rows(i - 2), team_.rows(i - 1))",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    Fault(
+        "the sums are overwritten while they are read",
+        "exchange_cluster.cuh",
+        "publish(int64_t) { sync_block(); }",
+        "publish(int64_t) {}",
+        "small_cluster",
+        sanitized=True,
+    ),
+    Fault(
+        "a carry is sent that nobody multiplies",
+        "recurrence.cuh",
+        "team_.multiplies(i + 1) ? team_.carried(rows, next) : 0",
+        "rows",
+        "small_cluster",
+        arguments=HANGS,
+    ),
+    # The grid.
+    Fault(
+        "nobody waits for the flags",
+        "exchange_grid.cuh",
+        "ptx::ld_acquire_gpu(flags_ + peer) < static_cast<uint64_t>(i)",
+        "false",
+        "small_grid",
+        sanitized=True,
+    ),
+    Fault(
+        "a flag is waited for one step too few",
+        "exchange_grid.cuh",
+        "ptx::ld_acquire_gpu(flags_ + peer) < static_cast<uint64_t>(i)",
+        "ptx::ld_acquire_gpu(flags_ + peer) + 1 < static_cast<uint64_t>(i)",
+        "small_grid",
+        sanitized=True,
+    ),
+    Fault(
+        "the flag is raised before the slice is written",
+        "exchange_grid.cuh",
+        "    sync_block();\n    if (thread_index() == 0) ptx::st_release_gpu",
+        "    if (thread_index() == 0) ptx::st_release_gpu",
+        "small_grid",
+        sanitized=True,
+    ),
+    Fault(
+        "teams share their flags",
+        "exchange_grid.cuh",
+        " + team.index * team.plan.ctas",
+        "",
+        "small_grid",
+        sanitized=True,
+    ),
+    Fault(
+        "a part of the carry is overwritten while it is read",
+        "exchange_grid.cuh",
+        "      if (from > 0) sync_block();  // the part before has been read\n",
+        "",
+        "small_grid",
+        sanitized=True,
+    ),
+    Fault(
+        "a later part of the carry begins its sums anew",
+        "exchange_grid.cuh",
+        "from == 0, team_.plan.residence",
+        "true, team_.plan.residence",
+        "small_grid",
+    ),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
+    sources = tmp_path / "csrc"
+    (sources / "cuda").mkdir(parents=True)
+    shutil.copy(ROOT / "csrc" / "problem.h", sources)
+    for file in (ROOT / "csrc" / "cuda").glob("*.cuh"):
+        shutil.copy(file, sources / "cuda")
+    shutil.copy(ROOT / "csrc" / "cuda" / "kernel_args.h", sources / "cuda")
+    patched = sources / "cuda" / fault.file
+    text = patched.read_text()
+    assert text.count(fault.old) == 1, f"{fault.file} has {text.count(fault.old)} of {fault.old!r}"
+    patched.write_text(text.replace(fault.old, fault.new))
+    flags = (SANITIZER,) if fault.sanitized else ()
+    result = run(build(fault.program, tmp_path, *flags, sources=sources), *fault.arguments)
+    assert result.returncode in CAUGHT_BY, (
+        f"not caught: exit code {result.returncode}\n{result.stdout[-1000:]}{result.stderr[-1000:]}"
+    )
