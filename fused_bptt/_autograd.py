@@ -46,6 +46,10 @@ def layer(
     Raises:
         RuntimeError: a shape, dtype or device is not as above.
     """
+    if torch.compiler.is_dynamo_compiling():
+        from . import _compiled
+
+        return _compiled.layer(x, h0, batch_sizes, phi, directions, parameters)
     if _transformed():  # one node fewer is not worth a second set of rules
         weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
         bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
@@ -66,8 +70,7 @@ def recurrence(
     phi: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.recurrence_` on a copy of u, differentiable in u, weight and h0."""
-    function = Recurrence if torch.compiler.is_compiling() else RecurrenceJvp
-    return _apply(function, u, weight, h0, batch_sizes, reverse_groups, phi)  # type: ignore[no-any-return]
+    return _apply(Recurrence, u, weight, h0, batch_sizes, reverse_groups, phi)  # type: ignore[no-any-return]
 
 
 def linear_recurrence(
@@ -83,8 +86,7 @@ def linear_recurrence(
     """:func:`fused_bptt._ops.linear_recurrence`, differentiable in factor, v, weight and s0."""
     args = (factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint)
     if torch.is_grad_enabled() or _transformed():
-        function = LinearRecurrence if torch.compiler.is_compiling() else LinearRecurrenceJvp
-        return _apply(function, *args)  # type: ignore[no-any-return]
+        return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
     return _ops.linear_recurrence(*args)
 
 
@@ -96,8 +98,6 @@ def _transformed(*cotangents: Tensor | None) -> bool:
     """
     if torch._C._are_functorch_transforms_active():
         return True
-    if torch.compiler.is_compiling():
-        return False
     is_batched = torch._C._functorch.is_legacy_batchedtensor
     many = any(is_batched(value) for value in cotangents if value is not None)
     return many or forward_ad._current_level >= 0
@@ -105,7 +105,7 @@ def _transformed(*cotangents: Tensor | None) -> bool:
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply``, without binding default arguments in an eager call: ours have none."""
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
@@ -309,10 +309,6 @@ class Recurrence(torch.autograd.Function):
             walk, info.batch_size, (u,), weight, h0, in_dims[:3], batch_sizes, reverse_groups
         )
 
-
-class RecurrenceJvp(Recurrence):
-    """With forward mode. A class of its own: Dynamo refuses a function that defines ``jvp``."""
-
     @staticmethod
     def jvp(
         ctx: Any, u_dot: Tensor | None, weight_dot: Tensor | None, h0_dot: Tensor | None, *_: Any
@@ -424,10 +420,6 @@ class LinearRecurrence(torch.autograd.Function):
             batch_sizes,
             reverse_groups,
         )
-
-
-class LinearRecurrenceJvp(LinearRecurrence):
-    """With forward mode; see :class:`RecurrenceJvp`."""
 
     @staticmethod
     def jvp(
