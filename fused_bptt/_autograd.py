@@ -57,7 +57,9 @@ def layer(
         h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
         return h if directions == 1 else h.flatten(-2), h_n
     if torch.is_grad_enabled():
-        return _apply(Layer, x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return]
+        # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
+        apply = super(torch.autograd.Function, Layer).apply
+        return apply(x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return, misc]
     return Layer.forward(x, h0, batch_sizes, phi, directions, *parameters)
 
 
@@ -70,7 +72,9 @@ def recurrence(
     phi: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.recurrence_` on a copy of u, differentiable in u, weight and h0."""
-    return _apply(Recurrence, u, weight, h0, batch_sizes, reverse_groups, phi)  # type: ignore[no-any-return]
+    return Recurrence.apply(  # type: ignore[no-untyped-call, no-any-return]
+        u, weight, h0, batch_sizes, reverse_groups, phi
+    )
 
 
 def linear_recurrence(
@@ -86,7 +90,7 @@ def linear_recurrence(
     """:func:`fused_bptt._ops.linear_recurrence`, differentiable in factor, v, weight and s0."""
     args = (factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint)
     if torch.is_grad_enabled() or _transformed():
-        return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
+        return LinearRecurrence.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
     return _ops.linear_recurrence(*args)
 
 
@@ -101,13 +105,6 @@ def _transformed(*cotangents: Tensor | None) -> bool:
     is_batched = torch._C._functorch.is_legacy_batchedtensor
     many = any(is_batched(value) for value in cotangents if value is not None)
     return many or forward_ad._current_level >= 0
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply``, without binding default arguments in an eager call: ours have none."""
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)  # type: ignore[no-untyped-call]
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class Layer(torch.autograd.Function):

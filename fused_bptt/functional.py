@@ -93,7 +93,10 @@ def rnn(
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
+        if hx is not None and torch.compiler.is_compiling():
+            rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
+        else:
+            rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
     else:
         if input.dim() not in (2, 3):
             raise ValueError(
