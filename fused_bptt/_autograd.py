@@ -46,6 +46,10 @@ def layer(
     Raises:
         RuntimeError: a shape, dtype or device is not as above.
     """
+    if torch.compiler.is_dynamo_compiling():
+        from . import _compiled
+
+        return _compiled.layer(x, h0, batch_sizes, phi, directions, parameters)
     if _transformed():  # one node fewer is not worth a second set of rules
         weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
         bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
@@ -53,7 +57,9 @@ def layer(
         h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi)
         return h if directions == 1 else h.flatten(-2), h_n
     if torch.is_grad_enabled():
-        return _apply(Layer, x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return]
+        # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
+        apply = super(torch.autograd.Function, Layer).apply
+        return apply(x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return, misc]
     return Layer.forward(x, h0, batch_sizes, phi, directions, *parameters)
 
 
@@ -66,8 +72,9 @@ def recurrence(
     phi: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.recurrence_` on a copy of u, differentiable in u, weight and h0."""
-    function = Recurrence if torch.compiler.is_compiling() else RecurrenceJvp
-    return _apply(function, u, weight, h0, batch_sizes, reverse_groups, phi)  # type: ignore[no-any-return]
+    return Recurrence.apply(  # type: ignore[no-untyped-call, no-any-return]
+        u, weight, h0, batch_sizes, reverse_groups, phi
+    )
 
 
 def linear_recurrence(
@@ -83,8 +90,7 @@ def linear_recurrence(
     """:func:`fused_bptt._ops.linear_recurrence`, differentiable in factor, v, weight and s0."""
     args = (factor, v, weight, s0, batch_sizes, reverse_groups, derivative, adjoint)
     if torch.is_grad_enabled() or _transformed():
-        function = LinearRecurrence if torch.compiler.is_compiling() else LinearRecurrenceJvp
-        return _apply(function, *args)  # type: ignore[no-any-return]
+        return LinearRecurrence.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
     return _ops.linear_recurrence(*args)
 
 
@@ -96,18 +102,9 @@ def _transformed(*cotangents: Tensor | None) -> bool:
     """
     if torch._C._are_functorch_transforms_active():
         return True
-    if torch.compiler.is_compiling():
-        return False
     is_batched = torch._C._functorch.is_legacy_batchedtensor
     many = any(is_batched(value) for value in cotangents if value is not None)
     return many or forward_ad._current_level >= 0
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply``, without binding default arguments in an eager call: ours have none."""
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        return function.apply(*args)  # type: ignore[no-untyped-call]
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class Layer(torch.autograd.Function):
@@ -309,10 +306,6 @@ class Recurrence(torch.autograd.Function):
             walk, info.batch_size, (u,), weight, h0, in_dims[:3], batch_sizes, reverse_groups
         )
 
-
-class RecurrenceJvp(Recurrence):
-    """With forward mode. A class of its own: Dynamo refuses a function that defines ``jvp``."""
-
     @staticmethod
     def jvp(
         ctx: Any, u_dot: Tensor | None, weight_dot: Tensor | None, h0_dot: Tensor | None, *_: Any
@@ -424,10 +417,6 @@ class LinearRecurrence(torch.autograd.Function):
             batch_sizes,
             reverse_groups,
         )
-
-
-class LinearRecurrenceJvp(LinearRecurrence):
-    """With forward mode; see :class:`RecurrenceJvp`."""
 
     @staticmethod
     def jvp(

@@ -93,7 +93,10 @@ def rnn(
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
+        if hx is not None and torch.compiler.is_compiling():
+            rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
+        else:
+            rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
     else:
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -213,7 +216,9 @@ def _check_tensors(
             f"{data.device} and hidden tensor at {hx.device}"
         )
     dtype, device = data.dtype, data.device
-    shapes = _weight_shapes(data.size(-1), states[2], len(weights), bias, directions)
+    # Dynamo warns of a cache, and looks past it.
+    weight_shapes = _weight_shapes if torch.compiler.is_dynamo_compiling() else _cached_shapes
+    shapes = weight_shapes(data.size(-1), states[2], len(weights), bias, directions)
     for index, (tensor, shape) in enumerate(zip(weights, shapes, strict=True)):
         if tensor.device != device:
             raise RuntimeError(
@@ -236,15 +241,18 @@ def _check_tensors(
         )
 
 
-@lru_cache(maxsize=256)
 def _weight_shapes(
     input_size: int, hidden_size: int, count: int, bias: bool, directions: int
 ) -> list[tuple[int, ...]]:
-    """The shapes of ``weights``; remembered, because making them costs more than comparing."""
+    """The shapes of ``weights``."""
     biases = [(hidden_size,)] * 2 if bias else []
     first = [(hidden_size, input_size), (hidden_size, hidden_size), *biases] * directions
     above = [(hidden_size, directions * hidden_size), (hidden_size, hidden_size), *biases]
     return (first + above * count)[:count]
+
+
+#: Making the shapes costs more than comparing them.
+_cached_shapes = lru_cache(maxsize=256)(_weight_shapes)
 
 
 def _scalar_type(dtype: torch.dtype) -> str:

@@ -1,0 +1,31 @@
+"""What torch.compile sees of a layer: one call, whose derivatives it does not look into.
+
+Dynamo's own account of an ``autograd.Function`` is not good enough: it refuses one with a ``jvp``,
+and inside a transform of ``torch.func`` it drops the backward and differentiates through the
+operators, which gives wrong gradients without a word. So the call goes into the graph as it is, and
+AOTAutograd, which runs it with torch's own autograd and transforms, sees the operators.
+
+Imported when Dynamo first traces a layer: it needs ``torch._dynamo``, which takes a second to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _autograd
+
+
+@torch.compiler.allow_in_graph
+def layer(
+    x: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    phi: int,
+    directions: int,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """:func:`fused_bptt._autograd.layer`."""
+    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters)

@@ -1,0 +1,62 @@
+"""ONNX: a layer as ONNX's own RNN operator, for ``torch.onnx.export``.
+
+Importing this module needs the optional extra ``fused-bptt[onnx]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnxscript
+import torch
+from onnxscript import opset18 as op
+
+from . import _ops
+
+_ACTIVATIONS = {_ops.TANH: "Tanh", _ops.RELU: "Relu"}
+
+
+def _layer(
+    x: onnxscript.FLOAT,
+    weight_ih: onnxscript.FLOAT,
+    weight_hh: onnxscript.FLOAT,
+    bias_ih: onnxscript.FLOAT | None,
+    bias_hh: onnxscript.FLOAT | None,
+    h0: onnxscript.FLOAT,
+    batch_sizes: onnxscript.INT64 | None,
+    reverse_groups: int,
+    nonlinearity: int,
+) -> Any:
+    if batch_sizes is not None:
+        raise NotImplementedError(
+            "fused_bptt.onnx: a PackedSequence has no counterpart in ONNX; export the module for "
+            "padded input"
+        )
+    directions = reverse_groups + 1
+    hidden_size = h0.shape[2]
+    W = op.Reshape(weight_ih, op.Constant(value_ints=[directions, hidden_size, -1]))
+    R = op.Reshape(weight_hh, op.Constant(value_ints=[directions, hidden_size, hidden_size]))
+    B = None
+    if bias_ih is not None:
+        pair = op.Constant(value_ints=[directions, hidden_size])
+        B = op.Concat(op.Reshape(bias_ih, pair), op.Reshape(bias_hh, pair), axis=1)
+    Y, Y_h = op.RNN(
+        x,
+        W,
+        R,
+        B,
+        None,
+        h0,
+        activations=[_ACTIVATIONS[nonlinearity]] * directions,
+        direction="bidirectional" if directions == 2 else "forward",
+        hidden_size=hidden_size,
+    )
+    # [T, D, B, H] to [T, B, D * H].
+    Y = op.Transpose(Y, perm=[0, 2, 1, 3])
+    return op.Reshape(Y, op.Constant(value_ints=[0, 0, directions * hidden_size])), Y_h
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.fused_bptt.layer.default: _layer
+}
