@@ -49,7 +49,7 @@ def layer(
     if torch.compiler.is_dynamo_compiling():
         from . import _compiled
 
-        return _compiled.layer(x, h0, batch_sizes, phi, directions, parameters)
+        return _compiled.layer(x, h0, batch_sizes, phi, directions, parameters)  # type: ignore[no-any-return]
     if _transformed():  # one node fewer is not worth a second set of rules
         weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
         bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
@@ -59,7 +59,7 @@ def layer(
     if torch.is_grad_enabled():
         # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
         apply = super(torch.autograd.Function, Layer).apply
-        return apply(x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return, misc]
+        return apply(x, h0, batch_sizes, phi, directions, *parameters)  # type: ignore[no-any-return, no-untyped-call]
     return Layer.forward(x, h0, batch_sizes, phi, directions, *parameters)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _autograd
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def layer(
     x: Tensor,
     h0: Tensor,

@@ -109,7 +109,7 @@ def test_training_with_inductor() -> None:
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["dynamic=True", "mark_dynamic"])
-def test_compiled_once_for_every_T_and_B(marked: bool) -> None:
+def test_compiled_once_for_every_length_and_batch(marked: bool) -> None:
     module = rnn(num_layers=2, bidirectional=True)
     counter = CompileCounterWithBackend("aot_eager")
     call = compiled(module, counter, dynamic=None if marked else True)
@@ -124,7 +124,7 @@ def test_compiled_once_for_every_T_and_B(marked: bool) -> None:
     assert counts == counts[:1] * 4
 
 
-def test_graphs_do_not_grow_with_T() -> None:
+def test_graphs_do_not_grow_with_the_length() -> None:
     """What is compiled for T = 10,000 is what is compiled for T = 10, forward and backward."""
 
     def graphs(T: int) -> list[list[str]]:

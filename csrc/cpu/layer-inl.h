@@ -134,8 +134,8 @@ class LayerShare {
     for (int64_t index = 0; index < panel_count(vectors, s_.input_panel); ++index) {
       const Panel panel = panel_of(0, vectors, s_.input_panel, index);
       multiply_panel(a - first * row, row, 1, own.begin, own.end,
-                     input_weights_ + (g * padded(columns) + panel.vector * L) * K, K, K,
-                     panel, columns, c);
+                     input_weights_ + (g * padded(columns) + panel.vector * L) * K, K, K, panel,
+                     columns, c);
     }
   }
 
@@ -224,8 +224,8 @@ class LayerShare {
         const C* from = panel_;
         for (int64_t index = panels.begin; index < panels.end; ++index) {
           const Panel panel = panel_of(0, vectors, widest, index);
-          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, kSumChain, panel,
-                         columns, result);
+          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, kSumChain, panel, columns,
+                         result);
           from += K * panel.width * L;
         }
       });

@@ -205,8 +205,8 @@ void ask_for(const Result<C>& c, int64_t first_row, int rows, int width, int64_t
   }
 }
 
-// c[i, :] = sum over k of a[i, k] * w[k, :] for the rows [begin, end) and one panel. Chains of at most
-// `chain` multiply-adds are added up.
+// c[i, :] = sum over k of a[i, k] * w[k, :] for the rows [begin, end) and one panel. Chains of at
+// most `chain` multiply-adds are added up.
 template <class C>
 void multiply_panel(const C* a, int64_t row, int64_t column, int64_t begin, int64_t end,
                     const C* panel, int64_t K, int64_t chain, const Panel& at, int64_t columns,
@@ -219,8 +219,8 @@ void multiply_panel(const C* a, int64_t row, int64_t column, int64_t begin, int6
     const Product<C> tile = kProducts<C>.tile[at.width][rows];
     tile(a + i * row, row, column, panel, std::min(K, chain), sums, at.width * L);
     for (int64_t k = chain; k < K; k += chain) {
-      tile(a + i * row + k * column, row, column, panel + k * at.width * L, std::min(K - k, chain), z,
-           at.width * L);
+      tile(a + i * row + k * column, row, column, panel + k * at.width * L, std::min(K - k, chain),
+           z, at.width * L);
       for (int j = 0; j < rows * at.width; ++j) {
         store_aligned(sums + j * L, load_aligned(sums + j * L) + load_aligned(z + j * L));
       }

@@ -33,8 +33,8 @@ struct LayerSchedule {
   int32_t input_gradient;   // and of W_ih_bar
 };
 
-// Rows of a sum over time that are packed at once, and of one chain of multiply-adds: rounding grows
-// with a chain's length.
+// Rows of a sum over time that are packed at once, and of one chain of multiply-adds: rounding
+// grows with a chain's length.
 constexpr int64_t kSumBlock = 512;
 constexpr int64_t kSumChain = 128;
 // Vectors of such rows, together: 256 KiB, which stay in the L2 cache.
