@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from helpers import environment
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name: str) -> str:
+def run(name: str, *arguments: str, processes: int = 0) -> str:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120
+        [sys.executable, *(torchrun if processes else []), EXAMPLES / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment({"OMP_NUM_THREADS": "1"}) if processes else None,  # or torchrun warns
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -28,7 +36,7 @@ def number(pattern: str, text: str) -> float:
 def test_every_example_is_run_here():
     source = Path(__file__).read_text()
     for script in EXAMPLES.glob("*.py"):
-        assert f'run("{script.name}")' in source
+        assert f'run("{script.name}"' in source
 
 
 def test_drop_in():
@@ -49,3 +57,14 @@ def test_packed_sequences():
     assert lengths
     assert len(set(lengths[1].split(", "))) > 4
     assert number(r"alone: (\S+) apart", out) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_processes(strategy):
+    """Losses and weights are those of one process; gradients accumulate without synchronisation."""
+    out = run("ddp.py", "--strategy", strategy, processes=2)
+    losses = re.findall(r"\n +\d  ([\d.]+)  ([\d.]+)", out)
+    assert len(losses) == 5
+    for together, alone in losses:
+        assert abs(float(together) - float(alone)) < 2e-6
+    assert number(r"weights differ by (\S+)", out) < 1e-6
