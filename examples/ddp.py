@@ -99,8 +99,7 @@ def main() -> None:
     losses = train(parallel(model, options.strategy), rank, size, device)
     losses_alone = train(alone, 0, 1, device)
     weights = [
-        value.full_tensor() if isinstance(value, DTensor) else value
-        for value in model.parameters()
+        value.full_tensor() if isinstance(value, DTensor) else value for value in model.parameters()
     ]
     pairs = zip(weights, alone.parameters(), strict=True)
     difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
