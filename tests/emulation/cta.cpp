@@ -27,6 +27,11 @@ void cases() {
     run<Math::fp64, 1, 8, ExchangeCta, Primitive::linear>("fp64 stride 0", cut, {.T = 4, .B = 3},
                                                           {.adjoint = adjoint, .still = true});
   }
+  for (const bool adjoint : {false, true}) {
+    run<Math::fp64, 1, 8, ExchangeCta, Primitive::linear>(
+        "fp64 infinite weight", cut, {.T = 3, .B = 3, .H = 7},
+        {.adjoint = adjoint, .initial = false, .infinite = true});
+  }
 
   // Every product: tiles one above the other, splits of k, registers in groups and cut groups.
   const Shape odd{.T = 3, .B = 11, .H = 45};

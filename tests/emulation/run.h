@@ -40,6 +40,7 @@ struct Options {
   bool drive = true;
   bool initial = true;
   bool still = false;       // linear: drive and factor the same at every step, by a stride of 0
+  bool infinite = false;    // one entry of W: a product with a zero that nobody gave is NaN
   bool transposed = false;  // W through its strides
 };
 
@@ -219,6 +220,7 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   Numbers<Storage> weight(p.G * p.H * p.H);
   drive.draw(generator, 1), factor.draw(generator, 1), initial.draw(generator, 1);
   weight.draw(generator, 1.5 / std::sqrt(static_cast<double>(p.H)));
+  if (options.infinite) weight.data()[1] = stored<Storage>(INFINITY);
   const auto sequence = [&](Numbers<Storage>& numbers, bool still) {
     return Sequence{numbers.data(), packed || still ? 0 : p.B * p.G * p.H, p.G * p.H, p.H};
   };
