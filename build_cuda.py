@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,12 +148,13 @@ def _compile(nvcc: Path, version: str, for_archs: Sequence[str], source: Path) -
     if object_.exists() and stamp.exists() and stamp.read_text() == _digest(what, depends):
         return Compiled(object_, log.read_text())
     stamp.unlink(missing_ok=True)
-    begin = time.time()
+    log.write_text("")
+    begin = log.stat().st_mtime_ns  # by the clock of files, which lags behind time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
     log.write_text(done.stderr)
-    if all(path.stat().st_mtime < begin for path in _read(depends) if path.exists()):
+    if all(path.stat().st_mtime_ns < begin for path in _read(depends) if path.exists()):
         stamp.write_text(_digest(what, depends))  # else a file was edited meanwhile
     return Compiled(object_, done.stderr)
 
