@@ -5,7 +5,9 @@ The only file that names ``torch.ops.fused_bptt``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,8 @@ torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 
 _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
-_layer = torch.ops.fused_bptt.layer.default
+#: The operator itself of :func:`layer`, for those that translate graphs.
+LAYER = torch.ops.fused_bptt.layer.default
 _layer_backward = torch.ops.fused_bptt.layer_backward.default
 
 #: A tensor of another shape in the same memory that autograd does not take for a view.
@@ -150,7 +153,7 @@ def layer(
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
-    return _layer(  # type: ignore[no-any-return]
+    return LAYER(  # type: ignore[no-any-return]
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, batch_sizes, reverse_groups, nonlinearity
     )
 
@@ -365,3 +368,21 @@ def cuda_limits(device: int) -> str:
         RuntimeError: this build has no CUDA kernels, or there is no such device.
     """
     return torch.ops.fused_bptt.cuda_limits(device)  # type: ignore[no-any-return]
+
+
+_library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
+    """An operator with a kernel in Python for every device, which returns nothing.
+
+    A compiler does not look inside; and what the schema declares to be written to keeps it from
+    leaving the operator out. ``torch.library.custom_op`` would do the same, with checks around
+    every call that cost 0.1 ms.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)  # type: ignore[no-untyped-call]
+    _library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"fused_bptt::{name}", lambda *args: None, lib=_library)
+    operator: Any = getattr(torch.ops.fused_bptt, name)
+    return operator.default  # type: ignore[no-any-return]

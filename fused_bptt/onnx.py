@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import onnxscript
-import torch
 from onnxscript import opset18 as op
 
 from . import _ops
@@ -58,5 +57,5 @@ def _layer(
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.fused_bptt.layer.default: _layer
+    _ops.LAYER: _layer
 }

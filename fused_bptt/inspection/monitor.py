@@ -37,7 +37,7 @@ class GradientMonitor:
 
     A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
     W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
-    so readings are rationed: by default they take at most 3 % of the time. Between readings a pass
+    so readings are rationed: by default they take about 1 % of the time. Between readings a pass
     costs some microseconds more. Gradients are not changed, and neither is what the module
     computes.
 
@@ -53,7 +53,7 @@ class GradientMonitor:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, which is given the scalars of each
             reading.
         every: read each so many-th pass. Default: as often as ``cost`` allows.
-        cost: the fraction of the time that readings may take while ``every`` is None. Default 0.03.
+        cost: the fraction of the time that readings may take while ``every`` is None. Default 0.01.
         keep: readings that are kept in ``readings``, the latest. Default 1000.
         name: what the writer's tags begin with. Default ``"rnn"``.
 
@@ -74,7 +74,7 @@ class GradientMonitor:
         writer: Writer | None = None,
         *,
         every: int | None = None,
-        cost: float = 0.03,
+        cost: float = 0.01,
         keep: int = 1000,
         name: str = "rnn",
     ) -> None:
@@ -317,16 +317,6 @@ def _norms(q: Tensor, batch_sizes: Tensor | None) -> Tensor:
     return rows.new_zeros(len(batch_sizes)).index_add(0, steps, rows.square()).sqrt()
 
 
-# An operator, so that a compiler does not look inside; and it is declared to write to ``calls``, so
-# that a compiler does not leave it out. ``torch.library.custom_op`` would do the same, with checks
-# around every call that cost 0.1 ms.
-_library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
-    "observe(Tensor output, Tensor? g, Tensor? g_n, Tensor x, Tensor? hx, Tensor? batch_sizes, "
-    "Tensor? sorted_indices, Tensor(a!) calls, int key, bool due, Tensor[] weights) -> ()"
-)
-
-
 def _observe(
     output: Tensor,
     g: Tensor | None,
@@ -347,13 +337,12 @@ def _observe(
             monitor._read(_States(output, g, g_n, x, hx, batch_sizes, sorted_indices, weights))
 
 
-def _fake_observe(*args: Any) -> None:
-    return None
-
-
-_library.impl("observe", _observe, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("fused_bptt::observe", _fake_observe, lib=_library)
-_operator = torch.ops.fused_bptt.observe.default
+#: Writes to ``calls``, says the schema, so that a compiler does not leave it out.
+_operator = _ops.define(
+    "observe(Tensor output, Tensor? g, Tensor? g_n, Tensor x, Tensor? hx, Tensor? batch_sizes, "
+    "Tensor? sorted_indices, Tensor(a!) calls, int key, bool due, Tensor[] weights) -> ()",
+    _observe,
+)
 
 
 class _Tap(torch.autograd.Function):
