@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -56,11 +58,23 @@ struct Bridged {
   std::vector<int64_t> first_rows;
 };
 
-inline void check_shape(const char* name, const Tensor& tensor,
-                        const std::vector<int64_t>& expected, const char* letters) {
-  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) {
-    same = tensor.size(static_cast<int64_t>(i)) == expected[i];
+// Sizes that live elsewhere: in the call, in a vector, in a tensor. A short call would notice what
+// memory of their own costs.
+struct Sizes {
+  Sizes(std::initializer_list<int64_t> list) : data(list.begin()), count(list.size()) {}
+  Sizes(const std::vector<int64_t>& vector) : data(vector.data()), count(vector.size()) {}
+  explicit Sizes(const Tensor& tensor) : data(tensor.sizes().data()), count(tensor.sizes().size()) {}
+  const int64_t* begin() const { return data; }
+  const int64_t* end() const { return data + count; }
+  const int64_t* data;
+  size_t count;
+};
+
+inline void check_shape(const char* name, const Tensor& tensor, Sizes expected,
+                        const char* letters) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.count);
+  for (size_t i = 0; same && i < expected.count; ++i) {
+    same = tensor.size(static_cast<int64_t>(i)) == expected.data[i];
   }
   if (same) return;
   std::string text;
@@ -117,13 +131,13 @@ inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
   return bridged.kept.back();
 }
 
-// A new contiguous tensor with the model's dtype and device.
-inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& model) {
-  std::vector<int64_t> strides(sizes.size());
+// A new contiguous tensor, of at most four dimensions, with the model's dtype and device.
+inline Tensor empty(Sizes sizes, const Tensor& model) {
+  std::array<int64_t, 4> strides;
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
+  for (size_t i = sizes.count; i-- > 0;) {
     strides[i] = stride;
-    stride *= sizes[i] > 0 ? sizes[i] : 1;
+    stride *= sizes.data[i] > 0 ? sizes.data[i] : 1;
   }
   int32_t dtype = 0;
   int32_t device_type = 0;
@@ -131,8 +145,8 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& model) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &device_type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               dtype, device_type, model.get_device_index(), &handle));
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.count), sizes.data, strides.data(), dtype,
+                               device_type, model.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -209,7 +223,7 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   if (grouped) check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
   if (!grouped) check_shape("weight", weight, {p.H, p.H}, "[H, H]");
   check_like("weight", weight, model_name, model);
-  const std::vector<int64_t> shape(model.sizes().begin(), model.sizes().end());
+  const Sizes shape(model);
   if (factor && drive) {
     check_shape(drive_name, *drive, shape, letters);
     check_like(drive_name, *drive, model_name, model);
@@ -389,16 +403,14 @@ inline BridgedLayer bridge_layer_backward(
     check_like("g_last", *g_last, "x", x);
     p.initial = state_of(with_unit_stride(bridged, *g_last));
   }
-  const auto gradient = [&](bool need, std::optional<Tensor>& to,
-                            const std::vector<int64_t>& size) {
-    if (need) to = empty(size, x);
+  const auto gradient = [&](bool need, std::optional<Tensor>& to, Sizes sizes) {
+    if (need) to = empty(sizes, x);
     return need ? to->mutable_data_ptr() : nullptr;
   };
   layer.backward = true;
-  layer.x_bar = gradient(need_x, bridged.x_bar, {x.sizes().begin(), x.sizes().end()});
+  layer.x_bar = gradient(need_x, bridged.x_bar, Sizes(x));
   layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
-  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar,
-                                 {weight_hh.sizes().begin(), weight_hh.sizes().end()});
+  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Sizes(weight_hh));
   layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
   layer.walk = p;
   return bridged;

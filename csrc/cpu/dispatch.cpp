@@ -158,7 +158,7 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   const Machine& machine = machine_of(kernels, p.type);
   const int64_t lanes = machine.lanes, columns = round_up(p.H, lanes);
   const int64_t q_row = odd_lines(columns, bytes);
-  const int64_t steps = make_layer_schedule(layer, machine, bytes, threads).steps;
+  const int64_t steps = chunk_steps(p);
   if (layer.backward) {
     p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
   }

@@ -95,13 +95,16 @@ Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t c
   return choose(problem, machine, compute_bytes, threads).schedule;
 }
 
+int64_t chunk_steps(const Problem& p) {
+  return std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1, std::max<int64_t>(p.T, 1));
+}
+
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
                                   int32_t threads) {
   const Problem& p = layer.walk;
   LayerSchedule s{};
   s.walk = make_schedule(p, machine, compute_bytes, threads);
-  s.steps =
-      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1, std::max<int64_t>(p.T, 1));
+  s.steps = chunk_steps(p);
   const int64_t hidden = divide_up(p.H, machine.lanes), input = divide_up(layer.I, machine.lanes);
   s.input_panel = panel_for(s.steps * p.B, layer.backward ? input : hidden, machine);
   s.hidden_gradient = panel_for(p.H, hidden, machine);
@@ -118,6 +121,7 @@ double product_cycles(const Layer& layer, const Machine& m) {
 int32_t worthwhile_threads(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                            int32_t available, double divisible) {
   int32_t best = 1;
+  if (available == 1) return best;
   double best_cycles = divisible + choose(problem, machine, compute_bytes, 1).cycles;
   // Powers of two and the whole machine: the curve is flat between them.
   for (int32_t threads = 2; threads < 2 * available; threads *= 2) {

@@ -27,7 +27,7 @@ struct Schedule {
 // How a layer's walk and products take turns.
 struct LayerSchedule {
   Schedule walk;
-  int64_t steps;            // of a chunk
+  int64_t steps;            // of a chunk, chunk_steps()
   int32_t input_panel;      // widest panels, in vectors: of u or x_bar,
   int32_t hidden_gradient;  // of W_hh_bar
   int32_t input_gradient;   // and of W_ih_bar
@@ -42,6 +42,9 @@ constexpr int64_t kSumVectors = 8;
 
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                        int32_t threads);
+
+// The steps of a chunk of a layer.
+int64_t chunk_steps(const Problem& problem);
 
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
                                   int32_t threads);
