@@ -102,9 +102,12 @@ def _transformed(*cotangents: Tensor | None) -> bool:
     """
     if torch._C._are_functorch_transforms_active():
         return True
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    many = any(is_batched(value) for value in cotangents if value is not None)
-    return many or forward_ad._current_level >= 0
+    if forward_ad._current_level >= 0:
+        return True
+    for value in cotangents:
+        if value is not None and torch._C._functorch.is_legacy_batchedtensor(value):
+            return True
+    return False
 
 
 class Layer(torch.autograd.Function):

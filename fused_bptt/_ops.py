@@ -123,7 +123,7 @@ _LAYER_DTYPES = (torch.float32, torch.float64)
 
 def has_layer(x: Tensor) -> bool:
     """Whether :func:`layer` and :func:`layer_backward` exist for the device and dtype of x."""
-    return x.device.type == "cpu" and x.dtype in _LAYER_DTYPES
+    return x.is_cpu and x.dtype in _LAYER_DTYPES
 
 
 def layer(

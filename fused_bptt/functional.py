@@ -208,7 +208,7 @@ def _check_tensors(
             "input.size(-1) must be equal to input_size. "
             f"Expected {weight.size(-1)}, got {data.size(-1)}"
         )
-    if tuple(hx.shape) != states:
+    if hx.shape != states:
         raise RuntimeError(f"Expected hidden size {states}, got {list(hx.shape)}")
     if hx.device != data.device:
         raise RuntimeError(
