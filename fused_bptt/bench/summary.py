@@ -1,0 +1,1 @@
+def lines(r): return [str(len(r["blocks"]))]
