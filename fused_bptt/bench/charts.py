@@ -107,7 +107,7 @@ def heat_map(axes: Axes, cells: Mapping[tuple[int, int], Block], rival: str) -> 
         if np.isnan(value):
             axes.text(j, i, "-", ha="center", va="center", color="0.4", fontsize=9)
             continue
-        colour = "white" if abs(shades[i, j]) > 0.72 else "black"
+        colour = "white" if abs(shades[i, j]) > 0.62 else "black"
         weight = "bold" if value < 1 else "normal"
         text = summary.number(float(value))
         axes.text(

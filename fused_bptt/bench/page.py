@@ -47,6 +47,7 @@ th:first-child, td:first-child, .left { text-align: left; }
   .wide { display: none; }
   table { font-size: .8rem; }
   th, td { padding: .22rem .3rem; }
+  .standing td, .standing th { font-size: .72rem; padding: .22rem .2rem; }
   .who td, .who th { font-size: .68rem; padding: .2rem .12rem; }
 }
 summary { cursor: pointer; margin: .6rem 0; font-weight: 600; }
@@ -251,7 +252,7 @@ def _standings(results: Results) -> str:
             )
             for one in summary.standings(found, summary.opponents(results))
         ]
-        return _table(_STANDING, rows) if rows else ""
+        return _table(_STANDING, rows, "standing") if rows else ""
 
     return (
         "<h2>Who stands where</h2><p>Times faster than each rival: the geometric mean over all "

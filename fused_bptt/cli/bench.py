@@ -14,9 +14,11 @@ from fused_bptt.cli.errors import UserError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from rich.console import Console
     from rich.progress import Progress
 
-    from fused_bptt.bench.session import Plan, Session, Watcher
+    from fused_bptt.bench.against import Names
+    from fused_bptt.bench.session import Entrant, Plan, Watcher
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,20 +95,19 @@ def _shape(text: str) -> Cell:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; 0 when all is measured, 130 when interrupted."""
+    """Measure; 0 when done, 1 where a revision is slower than --against, 130 when interrupted."""
     try:
         from rich.console import Console
     except ImportError as error:
         raise UserError(f"this needs `pip install fused-bptt[cli]` ({error}).") from None
-    from fused_bptt.bench import session
+    from fused_bptt.bench import against, session, summary
     from fused_bptt.bench.processes import Ended, TimeUp
 
     console = Console(stderr=True)
     if options.against is not None:
-        from fused_bptt.cli import against
-
-        return against.run(options, preset(options), threads(options), console)
-    plan = _plan(options)
+        plan, names = _plan_against(options, console)
+    else:
+        plan, names = _plan(options), None
     with _bar(console) as bar:
         try:
             measured = session.Session(plan, watcher(bar))
@@ -114,12 +115,15 @@ def run(options: argparse.Namespace) -> int:
         except (session.CannotResume, ValueError) as error:
             raise UserError(str(error)) from None
         except Ended as error:
-            raise UserError(f"{error}. What was measured is in {plan.unfinished}.") from None
+            raise UserError(f"{error} What was measured is in {plan.unfinished}.") from None
         except (KeyboardInterrupt, TimeUp) as stop:
             bar.stop()
             console.print(f"Kept in {plan.unfinished}; --resume goes on from there.")
             return 130 if isinstance(stop, KeyboardInterrupt) else 0
-    _tell(measured)
+    if names is not None:
+        print("\n".join([*against.lines(measured.results, names), f"results: {plan.path}"]))
+        return int(any(c.verdict == "slower" for c in against.changes(measured.results, names)))
+    print("\n".join(summary.lines(measured.results)))
     print(f"results: {plan.path}\nreport:  fused-bptt report {plan.path}")
     return 0
 
@@ -157,9 +161,8 @@ def threads(options: argparse.Namespace) -> list[int]:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    from fused_bptt.bench.machine import describe_machine, slug
     from fused_bptt.bench.rivals import RIVALS
-    from fused_bptt.bench.session import Entrant, Plan
+    from fused_bptt.bench.session import Entrant
 
     names = list(RIVALS) if options.rivals is None else options.rivals
     unknown = [name for name in names if name not in RIVALS]
@@ -167,26 +170,61 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise UserError(
             f"--rivals: expected some of {', '.join(RIVALS)}, got {', '.join(unknown)}."
         )
+    return _plan_of(options, {name: Entrant(name) for name in names}, "")
+
+
+def _plan_against(options: argparse.Namespace, console: Console) -> tuple[Plan, Names]:
+    """Both revisions built, and the older one twice."""
+    from fused_bptt.bench import revisions
+    from fused_bptt.bench.against import Names
+    from fused_bptt.bench.rivals import OURS
+    from fused_bptt.bench.session import Entrant
+
+    if options.rivals is not None:
+        raise UserError("--against compares two revisions of fused_bptt.RNN: leave --rivals out.")
+    try:
+        root = revisions.clone()
+        old = revisions.commit_of(root, options.against)
+        new, name = revisions.working_tree(root)
+        folders = []
+        for commit in (old, new):
+            console.print(f"building {commit[:9]}", highlight=False)
+            folders.append(revisions.build(root, commit))
+    except revisions.RevisionError as error:
+        raise UserError(f"{error}.") from None
+    names = Names(old[:9], name)
+    if names.old == names.new:
+        raise UserError(f"--against {options.against}: that is the revision of the clone itself.")
+    entrants = {
+        names.old: Entrant(OURS, folders[0]),
+        names.new: Entrant(OURS, folders[1]),
+        names.again: Entrant(OURS, folders[0]),
+    }
+    return _plan_of(options, entrants, f"-{names.new}-against-{names.old}"), names
+
+
+def _plan_of(options: argparse.Namespace, rivals: dict[str, Entrant], suffix: str) -> Plan:
+    from fused_bptt.bench.machine import describe_machine, slug
+    from fused_bptt.bench.session import Plan
+
     out: Path = options.out
     if out.suffix != ".json":
-        out = out / f"{slug(describe_machine())}.json"
+        out = out / f"{slug(describe_machine())}{suffix}.json"
     return Plan(
         preset=preset(options),
         threads=threads(options),
-        rivals={name: Entrant(name) for name in names},
+        rivals=rivals,
         path=out,
         resume=options.resume,
-        with_memory=not options.no_memory,
+        with_memory=not (options.no_memory or options.against),
         minutes=options.minutes,
     )
 
 
-def _bar(console: object) -> Progress:
+def _bar(console: Console) -> Progress:
     """Drawn between blocks only: a thread that draws would take time from a measured core."""
     from rich import progress
-    from rich.console import Console
 
-    assert isinstance(console, Console)
     return progress.Progress(
         progress.TextColumn("{task.description:<42}"),
         progress.BarColumn(),
@@ -218,10 +256,3 @@ def watcher(bar: Progress) -> Watcher:
         bar.refresh()
 
     return Watcher(start, now, done, lambda text: bar.console.print(text, highlight=False))
-
-
-def _tell(measured: Session) -> None:
-    """Who wins where, in a few lines."""
-    from fused_bptt.bench import summary
-
-    print("\n".join(summary.lines(measured.results)))
