@@ -11,6 +11,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 
+# CUDA kernels only for a GPU that is here: elsewhere they could not run, and compiling them takes
+# minutes.
+INSTALL := FUSED_BPTT_CUDA_ARCHS="$${FUSED_BPTT_CUDA_ARCHS-native}" \
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable
+
 .PHONY: install demo test lint format bench wheel cuda gpu clean
 
 install: $(VENV)/.installed
@@ -36,7 +41,7 @@ bench: $(VENV)/.rivals
 	$(BIN)/fused-bptt bench --full --resume --out benchmarks/results
 
 $(VENV)/.rivals: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	touch $@
 
 cuda: install wheel
@@ -62,13 +67,10 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet $(TORCH) numpy ninja 'setuptools>=77' wheel
 	touch $@
 
-# CUDA kernels only for a GPU that is here: elsewhere they could not run, and compiling them takes
-# minutes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py build_cuda.py $(CPP)
-	FUSED_BPTT_CUDA_ARCHS="$${FUSED_BPTT_CUDA_ARCHS-native}" \
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(INSTALL) '.[test]'
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@

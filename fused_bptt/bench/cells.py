@@ -131,9 +131,7 @@ class Preset:
     def of_shapes(self, cells: Sequence[Cell]) -> Preset:
         """These shapes instead."""
         by_work = sorted(cells, key=lambda cell: cell.layers * cell.T * cell.B * cell.H)
-        return replace(
-            self, cells=tuple(cells), forward_too=tuple(cells), memory=_unique(by_work)
-        )
+        return replace(self, cells=tuple(cells), forward_too=tuple(cells), memory=_unique(by_work))
 
 
 _CORNERS = (Cell(1, 16), Cell(1, 256), Cell(32, 64), Cell(32, 256))

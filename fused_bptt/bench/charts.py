@@ -110,9 +110,7 @@ def heat_map(axes: Axes, cells: Mapping[tuple[int, int], Block], rival: str) -> 
         colour = "white" if abs(shades[i, j]) > 0.62 else "black"
         weight = "bold" if value < 1 else "normal"
         text = summary.number(float(value))
-        axes.text(
-            j, i, text, ha="center", va="center", color=colour, fontsize=9, fontweight=weight
-        )
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9, fontweight=weight)
     axes.set_xticks(range(len(sizes)), [str(H) for H in sizes], fontsize=8.5)
     axes.set_yticks(range(len(batches)), [str(B) for B in batches], fontsize=8.5)
     axes.tick_params(length=0)
@@ -144,7 +142,9 @@ def _limit(axes: Axes, row: Mapping[int, Block], B: int) -> None:
         points = {H: 1e6 * s / row[H].cell.T for H, s in found.items() if s is not None}
         _line(axes, points, name)
     least = {H: 1e6 * b.limit / b.cell.T for H, b in row.items() if b.limit is not None}
-    axes.plot(list(least), list(least.values()), "k--", linewidth=1.2, label="limit of this machine")
+    axes.plot(
+        list(least), list(least.values()), "k--", linewidth=1.2, label="limit of this machine"
+    )
     _log(axes, sorted(row), "H", "µs a step", f"B = {B}")
 
 

@@ -105,8 +105,10 @@ def _table(columns: Sequence[_Column], rows: Sequence[Sequence[str]], kind: str 
     def tag(name: str, column: _Column, text: str) -> str:
         if text.startswith("<td"):
             return text
-        return f'<{name} class="{column.kind}">{text}</{name}>' if column.kind else (
-            f"<{name}>{text}</{name}>"
+        return (
+            f'<{name} class="{column.kind}">{text}</{name}>'
+            if column.kind
+            else (f"<{name}>{text}</{name}>")
         )
 
     head = "".join(tag("th", column, escape(column.head)) for column in columns)
@@ -164,8 +166,7 @@ def _losses_and_wins(losses: Sequence[Comparison], wins: Sequence[Comparison]) -
         more = ""
         if len(found) > SHOWN:
             more = (
-                f"<details><summary>All {len(found)}</summary>"
-                f"{_comparisons(found, kind)}</details>"
+                f"<details><summary>All {len(found)}</summary>{_comparisons(found, kind)}</details>"
             )
         tables.append(f"<div><h2>{name}{some}</h2>{table}{more}</div>")
     return f'<div class="pair">{"".join(tables)}</div>'
@@ -404,9 +405,7 @@ def _how(results: Results, source: str) -> str:
         said.append(f"There is no limit: {results['unprobed']}.")
     unsteady = [block.cell.name for block in found if block.unsteady]
     if unsteady:
-        said.append(
-            f"That rate changed by more than {UNSTEADY:.0%} around {', '.join(unsteady)}."
-        )
+        said.append(f"That rate changed by more than {UNSTEADY:.0%} around {', '.join(unsteady)}.")
     method, software = results["method"], results["software"]
     said.append(
         f"Rounds: {method['rounds']} of {method['turn_seconds']} s a rival, interleaved; a sample "

@@ -132,7 +132,9 @@ class Process:
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().strip().splitlines()
-        return Ended(said[-1] if said and code > 0 else f"its process ended with exit status {code}")
+        return Ended(
+            said[-1] if said and code > 0 else f"its process ended with exit status {code}"
+        )
 
     def close(self) -> None:
         """End it."""

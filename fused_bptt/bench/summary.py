@@ -200,7 +200,9 @@ def machine_line(results: Mapping[str, Any]) -> str:
 def lines(results: Mapping[str, Any]) -> list[str]:
     """Who stands where, for a terminal; losses before everything else."""
     losses, wins = losses_and_wins(results)
-    said = [f"times faster than each rival (of {len(losses) + len(wins)} comparisons that are clear,"]
+    said = [
+        f"times faster than each rival (of {len(losses) + len(wins)} comparisons that are clear,"
+    ]
     said[0] += f" {len(losses)} are lost)"
     for threads in thread_counts(results):
         for mode in MODE_NAMES:
@@ -218,6 +220,9 @@ def lines(results: Mapping[str, Any]) -> list[str]:
                 )
     disturbed = [block for block in blocks(results) if block.disturbed]
     if disturbed:
-        said += ["", f"Other processes disturbed {len(disturbed)} of {len(results['blocks'])} blocks:"]
+        said += [
+            "",
+            f"Other processes disturbed {len(disturbed)} of {len(results['blocks'])} blocks:",
+        ]
         said[-1] += " run it again on quiet cores before quoting them."
     return said

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 WARM_UP_SECONDS = 0.1
 SETTLE_SECONDS = 0.1
@@ -57,15 +57,18 @@ class Calls:
         return statistics.median(_time(self._call) for _ in range(count))
 
 
+Key = TypeVar("Key")
+
+
 def interleave(
-    everyone: Mapping[str, Turns], rounds: int, seconds: float = math.inf
-) -> dict[str, list[float]]:
+    everyone: Mapping[Key, Turns], rounds: int, seconds: float = math.inf
+) -> dict[Key, list[float]]:
     """Seconds a call of each, one number a round.
 
     The order rotates and is reversed every other round, so that nobody always follows the same one.
     Where all rounds would take longer than `seconds` there are fewer, but at least three.
     """
-    samples: dict[str, list[float]] = {name: [] for name in everyone}
+    samples: dict[Key, list[float]] = {name: [] for name in everyone}
     names = list(everyone)
     if not names:
         return samples

@@ -137,7 +137,7 @@ def reference_cell(cell: Cell) -> Cell:
     """The cell itself, or with fewer steps where nn.RNN in float64 would take too long."""
     step = cell.layers * (cell.H**2 + cell.B * cell.H)
     most = min(REFERENCE_STEPS // cell.layers, int(REFERENCE_WORK / step))
-    return cell if cell.T <= most else replace(cell, T=max(1, most))
+    return cell if most >= cell.T else replace(cell, T=max(1, most))
 
 
 class Experience:
@@ -264,9 +264,7 @@ class Worker:
     def _time(self, cell: Cell, mode: str, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Add everyone's seconds; how quiet the cores were."""
         turns = {
-            name: arm.in_mode(mode)
-            for name, arm in self._arms.items()
-            if "error" in outcomes[name]
+            name: arm.in_mode(mode) for name, arm in self._arms.items() if "error" in outcomes[name]
         }
         budget = (self._orders["rounds"], self._orders["block_seconds"])
 

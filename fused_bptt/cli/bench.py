@@ -63,7 +63,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="thread counts, each with a core of its own (default: all cores; 1 too for --full)",
     )  # fmt: skip
     parser.add_argument(
-        "--rivals", nargs="+", metavar="NAME", help="who takes part (default: all that are installed)"
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="what to measure on (default: cpu; for cuda it names the command to use in a clone)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rivals",
+        nargs="+",
+        metavar="NAME",
+        help="who takes part (default: all that are installed)",
     )
     parser.add_argument(
         "--rounds", type=types.positive_int, help="turns of each rival (default: the preset's)"
@@ -73,9 +80,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--minutes", type=types.positive_float, metavar="M",
         help="stop after so long; what was measured is kept, as with Ctrl-C",
     )  # fmt: skip
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with what an earlier run kept"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with what an earlier run kept")
     parser.add_argument(
         "--against", metavar="GIT_REV",
         help="in a clone: build that revision and this one, and say what became slower",
@@ -96,6 +101,11 @@ def _shape(text: str) -> Cell:
 
 def run(options: argparse.Namespace) -> int:
     """Measure; 0 when done, 1 where a revision is slower than --against, 130 when interrupted."""
+    if options.device == "cuda":
+        raise UserError(
+            "--device cuda: on a GPU the grid is measured by `make gpu PARTS=install,timing` in a "
+            "clone: nn.RNN on cuDNN, eager and as a CUDA graph, FlashRNN, XMA, torch.compile, JAX."
+        )
     try:
         from rich.console import Console
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from fused_bptt.bench.rivals.base import BASELINE, OURS, Prepared, Rival
 from fused_bptt.bench.rivals.compiled import Compiled
+from fused_bptt.bench.rivals.cuda_alone import CudaAlone
 from fused_bptt.bench.rivals.jax_scan import Jax
 from fused_bptt.bench.rivals.keras_rnn import Keras
 from fused_bptt.bench.rivals.modules import Module
@@ -11,8 +12,7 @@ from fused_bptt.bench.rivals.tensorflow_loop import TensorFlow
 
 __all__ = ["BASELINE", "OURS", "RIVALS", "Prepared", "Rival"]
 
-# The order is that of tables. Paddle before JAX and TensorFlow: it brings libraries that must not
-# find theirs loaded.
+# The order is that of tables.
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
@@ -24,5 +24,7 @@ RIVALS: dict[str, Rival] = {
         Paddle(),
         TensorFlow(),
         Compiled(),
+        CudaAlone("flashrnn"),
+        CudaAlone("xma"),
     )
 }

@@ -88,7 +88,12 @@ class Recurrence:
         if not self._handle:
             raise RuntimeError(f"oneDNN: {self._library.shim_error().decode()}")
         weakref.finalize(self, self._library.shim_destroy, self._handle)
-        tensors = [data.x, data.h_0, *(data.weights[name] for name in weight_names(cell)), data.grad_output]
+        tensors = [
+            data.x,
+            data.h_0,
+            *(data.weights[name] for name in weight_names(cell)),
+            data.grad_output,
+        ]
         self._call("shim_load", *(t.data_ptr() for t in tensors))
 
     def _call(self, name: str, *arguments: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fused_bptt.bench.cells import FLOAT32, Cell
 from fused_bptt.bench.data import Data, weight_names
-from fused_bptt.bench.rivals.base import Prepared, named, not_installed, tensor, version_of
+from fused_bptt.bench.rivals.base import Prepared, named, not_installed, tensor
 
 
 class TensorFlow:
