@@ -28,7 +28,7 @@ _FIGURE = re.compile(r"<!-- figure:(?P<name>\S+) -->(?P<text>.*?)<!-- /figure --
 
 # What a figure of speed or memory looks like: a number, or a range, with a unit or a comparison.
 _CLAIM = re.compile(
-    r"\d[\d.,]*\s*(?:[x×]\s*(?:as|faster|slower|less|more)|times\s+(?:as|faster|slower|less|more)"
+    r"\d[\d.,]*\s*(?:[x\u00d7]\s*(?:as|faster|slower|less|more)|times\s+(?:as|faster|slower|less|more)"
     r"|(?:n|µ|u|m)s\b|seconds?\b|GF/s|GB/s|(?:k|M|G)i?B\b|%)",
     re.IGNORECASE,
 )

@@ -198,7 +198,7 @@ def test_every_rival_that_is_here_agrees_with_float64(name: str, tmp_path: Path)
 
 def test_a_process_that_fails_says_why() -> None:
     process = processes.Process("fused_bptt.bench.nobody", {}, isolation.choose_cpus(1))
-    with pytest.raises(processes.Ended, match="nobody"):
+    with pytest.raises(processes.EndedError, match="nobody"):
         process.answer()
     process.close()
 

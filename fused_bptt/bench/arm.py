@@ -26,6 +26,7 @@ class Arm:
     """A rival, and what it has prepared."""
 
     def __init__(self, rival: Rival, threads: int, turn_seconds: float) -> None:
+        """Nothing is prepared yet."""
         self._rival = rival
         self._threads = threads
         self._turn_seconds = turn_seconds

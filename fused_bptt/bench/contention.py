@@ -21,6 +21,7 @@ class Elsewhere:
     """
 
     def __init__(self, cpus: Sequence[int], own: Callable[[], float]) -> None:
+        """From now on."""
         self._own = own
         self._names = {f"cpu{cpu}" for cpu in cpus}
         self._start = self._now()

@@ -24,8 +24,8 @@ def gradient_names(cell: Cell) -> list[str]:
     return [f"grad {name}" for name in ("x", "h_0", *weight_names(cell))]
 
 
-# A rival may err this many times as much as nn.RNN in the cell's dtype does, beside what adding the terms
-# of one gradient in any order rounds to (`rounding`).
+# A rival may err this many times as much as nn.RNN in the cell's dtype does, beside what adding the
+# terms of one gradient in any order rounds to (`rounding`).
 SLACK = 4.0
 
 

@@ -1,10 +1,10 @@
 """What a training step adds to a process's memory at its peak.
 
-Each rival has a process of its own. For a cell, the resident size once the inputs, the weights and the
-cotangent are drawn is the baseline. The rival is prepared and computes a step, whose results are
-dropped, so that what it compiles and what it keeps are there. The peak is the kernel's high-water
-mark of a second step, whose results are kept. So what a rival copies or keeps for itself counts,
-and what it needs in passing while it compiles does not.
+Each rival has a process of its own. For a cell, the resident size once the inputs, the weights and
+the cotangent are drawn is the baseline. The rival is prepared and computes a step, whose results
+are dropped, so that what it compiles and what it keeps are there. The peak is the kernel's
+high-water mark of a second step, whose results are kept. So what a rival copies or keeps for itself
+counts, and what it needs in passing while it compiles does not.
 """
 
 from __future__ import annotations

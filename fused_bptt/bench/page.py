@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else, for a desk or a telephone. Never measures."""
+"""The report as one HTML file that needs nothing else, for a desk or a telephone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = Mapping[str, Any]
 SHOWN = 12
 
 _STYLE = """
-:root { --ink: #1b1b1b; --quiet: #555; --win: #e4e0f1; --loss: #fde0bf; --even: #f2f2f2;
+:root { --ink: #1b1b1b; --quiet: #555; --win: #e4e0f1; --loss: #fde0bf;
         color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 1240px; color: var(--ink); background: #fff;
@@ -39,7 +39,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .22rem .5rem; text-align: right; border-bottom: 1px solid #ddd; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .left { text-align: left; }
-.win { background: var(--win); } .loss { background: var(--loss); } .even { background: var(--even); }
+.win { background: var(--win); } .loss { background: var(--loss); }
 .loss b::before { content: "\\2193 "; }
 .who td { text-align: center; padding: .22rem .35rem; line-height: 1.2; }
 .who th { text-align: center; }

@@ -6,6 +6,7 @@ writes one a line to stdout, after a mark that tells it from what libraries prin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -22,11 +23,11 @@ from fused_bptt.bench.isolation import cores, environment
 MARK = "@fused-bptt-benchmark "
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The process failed; the text is the end of what it said on stderr."""
 
 
-class TimeUp(Exception):
+class TimeUpError(Exception):
     """The time that was given is over."""
 
 
@@ -63,6 +64,7 @@ class Process:
         folder: Path | None = None,
         deadline: float | None = None,
     ) -> None:
+        """Start it."""
         variables = {**os.environ, **environment(len(cpus)), **(more or {})}
         if folder is not None:
             variables["PYTHONPATH"] = str(folder)
@@ -93,7 +95,7 @@ class Process:
         """Write a line to it.
 
         Raises:
-            Ended: it is gone.
+            EndedError: it is gone.
         """
         assert self._process.stdin is not None
         try:
@@ -106,15 +108,15 @@ class Process:
         """What it says, until it ends.
 
         Raises:
-            Ended: it failed.
-            TimeUp: the deadline has passed.
+            EndedError: it failed.
+            TimeUpError: the deadline has passed.
         """
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(MARK):
                 yield json.loads(line.removeprefix(MARK))
         if self._late.is_set():
-            raise TimeUp
+            raise TimeUpError
         if self._process.wait() != 0:
             raise self._failure()
 
@@ -122,17 +124,17 @@ class Process:
         """Its next message.
 
         Raises:
-            Ended: there is none.
+            EndedError: there is none.
         """
         for message in self.messages():
             return message
         raise self._failure()
 
-    def _failure(self) -> Ended:
+    def _failure(self) -> EndedError:
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().strip().splitlines()
-        return Ended(
+        return EndedError(
             said[-1] if said and code > 0 else f"its process ended with exit status {code}"
         )
 
@@ -146,7 +148,5 @@ class Process:
         assert self._process.stdout is not None
         for stream in (self._process.stdout, self._errors):
             stream.close()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # what was written last was never read
             self._process.stdin.close()
-        except BrokenPipeError:  # what was written last was never read
-            pass

@@ -1,6 +1,6 @@
 """The file of results: reading, writing, and the arithmetic on what it holds.
 
-The schema is documented in the repository's benchmarks/README.md. Imports neither torch nor any rival.
+The schema is documented in the repository's benchmarks/README.md. Imports no rival.
 """
 
 from __future__ import annotations

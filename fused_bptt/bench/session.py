@@ -58,7 +58,7 @@ class Watcher:
     say: Callable[[str], None]  # something to be read
 
 
-class CannotResume(Exception):
+class ResumeError(Exception):
     """The results that are there were measured otherwise; the text says in what."""
 
 
@@ -88,7 +88,7 @@ def begin(plan: Plan) -> dict[str, Any]:
     """New results, or those to go on with.
 
     Raises:
-        CannotResume: the machine, the versions, the commit or the method differ.
+        ResumeError: the machine, the versions, the commit or the method differ.
         ValueError: what is there is of another schema.
     """
     fresh = _fresh(plan)
@@ -97,7 +97,7 @@ def begin(plan: Plan) -> dict[str, Any]:
     kept = store.load(plan.unfinished)
     for part in ("machine", "software", "method"):
         if kept[part] != fresh[part]:
-            raise CannotResume(f"{plan.unfinished} cannot be gone on with: its {part} differs.")
+            raise ResumeError(f"{plan.unfinished} cannot be gone on with: its {part} differs.")
     return kept
 
 
@@ -105,6 +105,7 @@ class Session:
     """The results of a run as they grow."""
 
     def __init__(self, plan: Plan, watcher: Watcher) -> None:
+        """New, or with what an earlier run kept."""
         self.plan = plan
         self.results = begin(plan)
         self._watcher = watcher
@@ -115,9 +116,9 @@ class Session:
         """Measure what is left.
 
         Raises:
-            TimeUp: the minutes that were given are over; what was measured is kept.
+            TimeUpError: the minutes that were given are over; what was measured is kept.
             KeyboardInterrupt: likewise.
-            Ended: a process that measures failed.
+            EndedError: a process that measures failed.
         """
         todo = {threads: self._todo(threads) for threads in self.plan.threads}
         cells = self._memory_todo()

@@ -34,6 +34,7 @@ class Calls:
     """The turns of a call in this process: the median over as many calls as fit into a turn."""
 
     def __init__(self, call: Callable[[], Any], turn_seconds: float) -> None:
+        """Not warmed up yet."""
         self._call = call
         self._turn_seconds = turn_seconds
         self._estimate = 0.0

@@ -25,7 +25,7 @@ from fused_bptt.bench.contention import Elsewhere
 from fused_bptt.bench.data import cell_data
 from fused_bptt.bench.native import BuildError
 from fused_bptt.bench.probe import probe
-from fused_bptt.bench.processes import Ended, Process, send
+from fused_bptt.bench.processes import EndedError, Process, send
 from fused_bptt.bench.results import DISTURBED
 from fused_bptt.bench.roofline import Rates, seconds_per_step
 from fused_bptt.bench.timing import interleave
@@ -43,6 +43,7 @@ class Arm:
     """A rival's process, seen from here; it is started again where it has ended."""
 
     def __init__(self, entry: dict[str, Any], orders: dict[str, Any], cpus: Sequence[int]) -> None:
+        """Start the process."""
         folder = entry.get("folder")
         self.name: str = entry["name"]
         self._orders = {
@@ -66,7 +67,7 @@ class Arm:
         assert self._process is not None
         try:
             return self._process.answer()
-        except Ended as error:
+        except EndedError as error:
             return {"missing": str(error)}
 
     def _ask(self, do: str, **message: Any) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Arm:
         try:
             self._process.tell(do=do, **message)
             return self._process.answer()
-        except Ended:
+        except EndedError:
             self.close()
             raise
 
@@ -86,7 +87,7 @@ class Arm:
             return self._ask(
                 "prepare", cell=vars(cell), checked=vars(checked), reference=str(reference)
             )
-        except Ended as error:
+        except EndedError as error:
             return {"wrong": str(error)}
 
     def in_mode(self, mode: str) -> Arm:
@@ -110,7 +111,7 @@ class Arm:
         """What a step of a cell adds to its memory."""
         try:
             return self._ask("memory", cell=vars(cell))
-        except Ended as error:
+        except EndedError as error:
             return {"failed": str(error)}
 
     def close(self) -> None:
@@ -144,6 +145,7 @@ class Experience:
     """How long calls took so far, so that one that would take minutes is not begun."""
 
     def __init__(self, known: Sequence[Sequence[Any]]) -> None:
+        """With names, cells and seconds of an earlier run."""
         self._known = [(name, Cell(**cell), seconds) for name, cell, seconds in known]
 
     def learn(self, name: str, cell: Cell, seconds: float) -> None:
@@ -198,6 +200,7 @@ class Worker:
     """The blocks of a thread count."""
 
     def __init__(self, orders: dict[str, Any], cpus: list[int], folder: Path) -> None:
+        """Start everyone's process."""
         self._orders = orders
         self._cpus = cpus
         self._reference = folder / "reference.pt"

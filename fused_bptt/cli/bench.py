@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UserError(f"this needs `pip install fused-bptt[cli]` ({error}).") from None
     from fused_bptt.bench import against, session, summary
-    from fused_bptt.bench.processes import Ended, TimeUp
+    from fused_bptt.bench.processes import EndedError, TimeUpError
 
     console = Console(stderr=True)
     if options.against is not None:
@@ -122,11 +122,11 @@ def run(options: argparse.Namespace) -> int:
         try:
             measured = session.Session(plan, watcher(bar))
             measured.run()
-        except (session.CannotResume, ValueError) as error:
+        except (session.ResumeError, ValueError) as error:
             raise UserError(str(error)) from None
-        except Ended as error:
+        except EndedError as error:
             raise UserError(f"{error} What was measured is in {plan.unfinished}.") from None
-        except (KeyboardInterrupt, TimeUp) as stop:
+        except (KeyboardInterrupt, TimeUpError) as stop:
             bar.stop()
             console.print(f"Kept in {plan.unfinished}; --resume goes on from there.")
             return 130 if isinstance(stop, KeyboardInterrupt) else 0

@@ -81,6 +81,7 @@ class Recurrence:
     """The three primitives for one shape, with memory and weights in place."""
 
     def __init__(self, data: Data, threads: int) -> None:
+        """Create the primitives and load the data into their memory."""
         cell = data.cell
         self._data = data
         self._library = library()
