@@ -17,7 +17,7 @@ from typing import Any
 from fused_bptt.bench import memory
 from fused_bptt.bench.cells import Cell
 from fused_bptt.bench.data import Data, Reference
-from fused_bptt.bench.processes import received, send
+from fused_bptt.bench.processes import end_with_parent, received, send
 from fused_bptt.bench.rivals import RIVALS, Prepared, Rival
 from fused_bptt.bench.timing import Calls
 
@@ -107,6 +107,7 @@ def in_words(problem: Exception) -> str:
 
 def main() -> None:
     """Say who it is, then answer until nobody asks."""
+    end_with_parent()
     orders = json.loads(sys.argv[1])
     rival, threads = RIVALS[orders["rival"]], orders["threads"]
     why = rival.missing()

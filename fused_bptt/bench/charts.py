@@ -175,7 +175,7 @@ def _fixed(axis: str) -> str:
 def _growth(
     axes: Axes, points: Mapping[str, list[tuple[int, float]]], axis: str, fixed: str
 ) -> None:
-    for name, those in reversed(points.items()):
+    for name, those in reversed(list(points.items())):
         slope = summary.slope(those)
         label = summary.title(name) + ("" if slope is None else f", slope {slope:.2f}")
         _line(axes, dict(those), name, label)

@@ -164,7 +164,7 @@ def slope(points: Sequence[tuple[int, float]]) -> float | None:
         return None
     mean_x, mean_y = (sum(values) / len(last) for values in zip(*last, strict=True))
     above = sum((x - mean_x) * (y - mean_y) for x, y in last)
-    return above / sum((x - mean_x) ** 2 for x, _ in last)
+    return float(above / sum((x - mean_x) ** 2 for x, _ in last))
 
 
 def memory(results: Mapping[str, Any], cell: Cell) -> dict[str, tuple[int, int]]:

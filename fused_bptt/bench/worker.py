@@ -25,7 +25,7 @@ from fused_bptt.bench.contention import Elsewhere
 from fused_bptt.bench.data import cell_data
 from fused_bptt.bench.native import BuildError
 from fused_bptt.bench.probe import probe
-from fused_bptt.bench.processes import EndedError, Process, send
+from fused_bptt.bench.processes import EndedError, Process, end_with_parent, send
 from fused_bptt.bench.results import DISTURBED
 from fused_bptt.bench.roofline import Rates, seconds_per_step
 from fused_bptt.bench.timing import interleave
@@ -286,6 +286,7 @@ class Worker:
 
 def main() -> None:
     """Carry out the orders."""
+    end_with_parent()
     orders = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(orders, sorted(os.sched_getaffinity(0)), Path(folder))

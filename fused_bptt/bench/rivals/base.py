@@ -36,7 +36,9 @@ class Prepared:
 class Rival(Protocol):
     """An implementation of the recurrence that can be trained."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """In options and in results."""
 
     def missing(self) -> str | None:
         """Why it cannot be measured here, None if it can."""

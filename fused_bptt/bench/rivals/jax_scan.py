@@ -53,11 +53,11 @@ class Jax:
                 below = jax.lax.scan(step, h_0[layer], u)[1]
             return below
 
-        @jax.jit
         def step_of_training(arguments: tuple[Any, ...], cotangent: Any) -> Any:
             output, pullback = jax.vjp(recurrence, *arguments)
             return output, pullback(cotangent)
 
+        training = jax.jit(step_of_training)
         inference = jax.jit(lambda arguments: recurrence(*arguments))
 
         def array(value: Any) -> Any:
@@ -68,7 +68,7 @@ class Jax:
         cotangent = array(data.grad_output)
 
         def forward_backward() -> Any:
-            return jax.block_until_ready(step_of_training(arguments, cotangent))
+            return jax.block_until_ready(training(arguments, cotangent))
 
         def forward() -> Any:
             return jax.block_until_ready(inference(arguments))

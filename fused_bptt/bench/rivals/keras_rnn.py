@@ -60,11 +60,11 @@ class Keras:
                 )
             return below
 
-        @jax.jit
         def step_of_training(x: Any, h_0: Any, weights: Any, cotangent: Any) -> Any:
             output, pullback = jax.vjp(recurrence, x, h_0, weights)
             return output, pullback(cotangent)
 
+        training = jax.jit(step_of_training)
         inference = jax.jit(recurrence)
 
         def array(value: torch.Tensor) -> Any:
@@ -85,7 +85,7 @@ class Keras:
         cotangent = array(data.grad_output.transpose(0, 1).contiguous())
 
         def forward_backward() -> Any:
-            return jax.block_until_ready(step_of_training(x, h_0, weights, cotangent))
+            return jax.block_until_ready(training(x, h_0, weights, cotangent))
 
         def forward() -> Any:
             return jax.block_until_ready(inference(x, h_0, weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,9 @@ class Module:
         """It computes every cell."""
         return None
 
-    def _class(self) -> type[torch.nn.RNNBase]:
+    def _class(self) -> Callable[..., torch.nn.RNNBase]:
         home = torch.nn if self.package == "torch" else importlib.import_module(self.package)
-        found: type[torch.nn.RNNBase] = home.RNN
+        found: Callable[..., torch.nn.RNNBase] = home.RNN
         return found
 
     def version(self) -> str:

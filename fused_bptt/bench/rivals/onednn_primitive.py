@@ -8,6 +8,7 @@ import os
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def _version(function: ctypes._CFuncPtr) -> str:
+def _version(function: Any) -> str:
     parts = [ctypes.c_int() for _ in range(3)]
     function(*(ctypes.byref(part) for part in parts))
     return ".".join(str(part.value) for part in parts)
@@ -121,7 +122,8 @@ class Recurrence:
     @property
     def implementations(self) -> str:
         """The implementations that oneDNN chose."""
-        return self._library.shim_implementations(self._handle).decode()
+        said: bytes = self._library.shim_implementations(self._handle)
+        return said.decode()
 
 
 class OneDnn:

@@ -65,20 +65,20 @@ class TensorFlow:
                 below = tf.reshape(states.stack(), [cell.T, cell.B, cell.H])
             return below
 
-        @tf.function
         def step_of_training(cotangent: Any, *arguments: Any) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch(arguments)
                 output = recurrence(*arguments)
             return output, tape.gradient(output, arguments, output_gradients=cotangent)
 
+        training = tf.function(step_of_training)
         inference = tf.function(recurrence)
         tensors = [data.x, data.h_0, *(data.weights[name] for name in weight_names(cell))]
         arguments = [tf.constant(value.numpy()) for value in tensors]
         cotangent = tf.constant(data.grad_output.numpy())
 
         def forward_backward() -> Any:
-            return step_of_training(cotangent, *arguments)
+            return training(cotangent, *arguments)
 
         def forward() -> Any:
             return inference(*arguments)
