@@ -91,7 +91,7 @@ def test_the_page_shows_losses_first_and_needs_nothing_else() -> None:
     assert "Wrong, not timed, at 2x16</b>: output: error &lt;1&gt; &amp; more" in text
     assert "has kernels for a GPU alone" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
-    assert len(sources) == 2 + 3 + 1 + 1  # ratios, limits, growth, memory
+    assert len(sources) == 2 + 3 + 3 + 1  # ratios, limits, growth, memory
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert "<script" not in text
 
@@ -180,5 +180,5 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
     found = json.loads(unescape(said[1]))
     assert found["needed"] <= width
     assert found["hidden"] == 0
-    assert found["images"] == 7
+    assert found["images"] == 9
     assert found["abreast"] == (width > 600)

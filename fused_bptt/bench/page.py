@@ -177,8 +177,7 @@ _COMPARISON = (
     _Column("quartiles", "wide"),
     _Column("rival", "left"),
     _Column("shape", "left"),
-    _Column("threads"),
-    _Column("mode"),
+    _Column("threads, mode"),
     _Column("ours, µs", "wide"),
     _Column("theirs, µs", "wide"),
 )
@@ -197,8 +196,7 @@ def _comparisons(found: Sequence[Comparison], kind: str) -> str:
                 f"{number(ratio.lower)}-{number(ratio.upper)}",
                 escape(title(one.rival)),
                 escape(block.cell.name),
-                str(block.threads),
-                _short(block),
+                f"{block.threads}, {_short(block)}",
                 number(1e6 * ours),
                 number(1e6 * theirs),
             )
