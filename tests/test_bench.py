@@ -15,7 +15,7 @@ import torch
 from bench_results import block, results
 
 from fused_bptt import cli
-from fused_bptt.bench import against, isolation, processes, revisions, timing
+from fused_bptt.bench import against, isolation, memory, processes, revisions, session, timing
 from fused_bptt.bench.arm import Arm
 from fused_bptt.bench.cells import GRID, PRESETS, Cell
 from fused_bptt.bench.data import Data, Reference, cell_data
@@ -160,6 +160,38 @@ def test_who_is_right_is_timed_and_who_refuses_is_left_out(reference: str) -> No
     assert skipped == {"skipped": "too many rows"}
 
 
+class Hungry:
+    """Keeps as many bytes as it is told, and needs as many more for a step."""
+
+    def __init__(self, kept: int, passing: int) -> None:
+        self.kept, self.passing = kept, passing
+
+    def prepare(self, data: Data, threads: int) -> Prepared:
+        workspace = torch.ones(self.kept, dtype=torch.uint8)
+
+        def step() -> torch.Tensor:
+            assert workspace[0]
+            return torch.ones(self.passing, dtype=torch.uint8)
+
+        return Prepared(step, step, dict, step)
+
+
+def test_peak_memory_is_what_is_kept_and_what_a_step_adds() -> None:
+    # Large enough for glibc to map, and give back, each tensor for itself.
+    kept, passing = 100 * 2**20, 50 * 2**20
+    found = memory.extra_bytes(Hungry(kept, passing), SMALL, 1)  # type: ignore[arg-type]
+    assert found == pytest.approx(kept + passing, rel=0.1)
+
+
+def test_what_a_step_needs() -> None:
+    needed = memory.allowance(Cell(B=3, H=5, T=7, I=2, layers=2, dtype="float64"))
+    weights = 5 * (2 + 5 + 2) + 5 * (5 + 5 + 2)
+    assert needed == {
+        "u_h_q": 8 * 3 * 7 * 3 * 5 * 2,
+        "gradients": 8 * (7 * 3 * 2 + 2 * 3 * 5 + weights),
+    }
+
+
 def test_the_reference_is_the_same_in_another_process(reference: str) -> None:
     kept, here = Reference.load(Path(reference)), cell_data(SMALL)[1]
     assert kept.own_error == here.own_error
@@ -251,6 +283,17 @@ def test_a_run_is_stopped_and_gone_on_with(
     unfinished.write_text(json.dumps(found))
     assert bench(*run, "--resume") == 2
     assert "cannot be gone on with: its method differs" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: session.Session) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.Session, "run", interrupted)
+    assert bench("--out", str(tmp_path)) == 130
+    assert "--resume goes on from there" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

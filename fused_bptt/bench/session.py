@@ -97,7 +97,9 @@ def begin(plan: Plan) -> dict[str, Any]:
     kept = store.load(plan.unfinished)
     for part in ("machine", "software", "method"):
         if kept[part] != fresh[part]:
-            raise ResumeError(f"{plan.unfinished} cannot be gone on with: its {part} differs.")
+            raise ResumeError(
+                f"{plan.unfinished} cannot be gone on with: its {part} differs. Without --resume it is begun anew."
+            )
     return kept
 
 
