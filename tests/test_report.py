@@ -121,7 +121,7 @@ def test_older_results_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "report" / "ratio-nn-rnn-1-forward-backward.png").exists()
 
 
-@pytest.mark.parametrize("text", ['{"schema": 7}', "not JSON"])
+@pytest.mark.parametrize("text", ['{"schema": 7}', "not JSON", '{"schema": 1, "rivals": {}}'])
 def test_other_files_are_refused(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

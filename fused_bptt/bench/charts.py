@@ -107,7 +107,8 @@ def heat_map(axes: Axes, cells: Mapping[tuple[int, int], Block], rival: str) -> 
         if np.isnan(value):
             axes.text(j, i, "-", ha="center", va="center", color="0.4", fontsize=9)
             continue
-        colour = "white" if abs(shades[i, j]) > 0.62 else "black"
+        red, green, blue, _ = colours((shades[i, j] + 1) / 2)
+        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.52 else "black"
         weight = "bold" if value < 1 else "normal"
         text = summary.number(float(value))
         axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9, fontweight=weight)

@@ -98,7 +98,8 @@ def begin(plan: Plan) -> dict[str, Any]:
     for part in ("machine", "software", "method"):
         if kept[part] != fresh[part]:
             raise ResumeError(
-                f"{plan.unfinished} cannot be gone on with: its {part} differs. Without --resume it is begun anew."
+                f"{plan.unfinished} cannot be gone on with: its {part} differs; without --resume "
+                "it is begun anew."
             )
     return kept
 

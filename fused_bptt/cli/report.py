@@ -35,6 +35,11 @@ def run(options: argparse.Namespace) -> int:
         results = store.load(options.results)
     except (OSError, ValueError) as error:
         raise UserError(f"{options.results}: {error}") from None
+    if store.OURS not in results["rivals"]:
+        raise UserError(
+            f"{options.results}: {store.OURS} took no part in it; what `fused-bptt bench --against` "
+            "found, it prints."
+        )
     try:
         from fused_bptt.bench import charts, summary
         from fused_bptt.bench.page import page
