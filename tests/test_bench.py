@@ -22,6 +22,7 @@ from fused_bptt.bench.data import Data, Reference, cell_data
 from fused_bptt.bench.rivals import OURS, RIVALS, Prepared
 from fused_bptt.bench.worker import Experience, reference_cell
 
+ROOT = Path(__file__).parent.parent
 SMALL = Cell(B=3, H=8, T=7, layers=2)
 
 # Shapes.
@@ -265,6 +266,10 @@ def test_a_run_is_stopped_and_gone_on_with(
         assert list(one["rivals"]) == [OURS, "nn.RNN"]
         assert all(len(outcome["seconds"]) == 3 for outcome in one["rivals"].values())
         assert one["probes"] is None or one["roofline_seconds"] > 0
+    described = (ROOT / "benchmarks" / "README.md").read_text().split("## The file of results")[1]
+    block, memory = found["blocks"][0], found["memory"][0]
+    for part in (found, found["method"], found["machine"], found["software"], block, memory):
+        assert [key for key in part if f"`{key}`" not in described] == ["schema"] * (part is found)
     assert [entry["rival"] for entry in found["memory"]] == [OURS, "nn.RNN"]
     assert all(entry["extra_bytes"] >= 0 for entry in found["memory"])
 

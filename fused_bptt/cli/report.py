@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.results}: {error}") from None
     if store.OURS not in results["rivals"]:
         raise UserError(
-            f"{options.results}: {store.OURS} took no part in it. What `fused-bptt bench --against` "
-            "finds is printed by it."
+            f"{options.results}: {store.OURS} took no part in it. What --against finds is printed "
+            "by `fused-bptt bench` itself."
         )
     try:
         from fused_bptt.bench import charts, summary
