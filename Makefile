@@ -2,7 +2,7 @@
 #   make install   the package, editable, with what the tests and the demo need
 #   make demo      nn.RNN and fused_bptt.RNN side by side on real data
 #   make test      the tests
-#   make bench     against nn.RNN, oneDNN and JAX, to benchmarks/results/
+#   make bench     against everything else that trains a vanilla RNN on a CPU, to benchmarks/results/
 #   make wheel     the wheel, with CUDA kernels for every architecture where there is nvcc
 #   make cuda      that wheel checked: size, symbols, registers and spills of every kernel
 #   make gpu       on a machine with a GPU: tests, sanitizer and timings, to OUT (default out/gpu)
@@ -10,6 +10,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
+
+# CUDA kernels only for a GPU that is here: elsewhere they could not run, and compiling them takes
+# minutes.
+INSTALL := FUSED_BPTT_CUDA_ARCHS="$${FUSED_BPTT_CUDA_ARCHS-native}" \
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable
 
 .PHONY: install demo test lint format bench wheel cuda gpu clean
 
@@ -33,10 +38,10 @@ format: $(VENV)/.linters
 	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: $(VENV)/.rivals
-	$(BIN)/python -m benchmarks.measure --threads 1 2
+	$(BIN)/fused-bptt bench --full --resume --out benchmarks/results
 
 $(VENV)/.rivals: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	touch $@
 
 cuda: install wheel
@@ -54,7 +59,7 @@ clean:
 
 SUFFIXES := -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 CPP := $(shell find csrc $(SUFFIXES))
-FORMATTED := $(shell find csrc tests benchmarks $(SUFFIXES))
+FORMATTED := $(shell find csrc tests benchmarks fused_bptt/bench $(SUFFIXES))
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -62,13 +67,10 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet $(TORCH) numpy ninja 'setuptools>=77' wheel
 	touch $@
 
-# CUDA kernels only for a GPU that is here: elsewhere they could not run, and compiling them takes
-# minutes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py build_cuda.py $(CPP)
-	FUSED_BPTT_CUDA_ARCHS="$${FUSED_BPTT_CUDA_ARCHS-native}" \
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(INSTALL) '.[test]'
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@

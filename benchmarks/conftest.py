@@ -1,12 +1,11 @@
-"""Options of `pytest benchmarks/`, and the thread count, set before torch and JAX are imported."""
+"""Options of `pytest benchmarks/`, and the cores, bound before a library starts threads."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.isolation import isolate
-
-RIVALS = ("fused_bptt.RNN", "nn.RNN", "onednn", "jax")
+from fused_bptt.bench.isolation import isolate
+from fused_bptt.bench.rivals import BASELINE, OURS, RIVALS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=1, help="cores to use (default: 1)")
     group.addoption(
         "--rivals",
-        default="fused_bptt.RNN,nn.RNN",
+        default=f"{OURS},{BASELINE}",
         help=f"who is timed, comma-separated, of {', '.join(RIVALS)}, or all",
     )
 
@@ -26,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rival_name" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--rivals")
-        metafunc.parametrize("rival_name", RIVALS if chosen == "all" else chosen.split(","))
+        metafunc.parametrize("rival_name", list(RIVALS) if chosen == "all" else chosen.split(","))
 
 
 @pytest.fixture(scope="session")

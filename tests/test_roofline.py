@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from fused_bptt.bench.cells import Cell
+from fused_bptt.bench.roofline import Rates, seconds_per_step
+
 KIB = 2**10
 
 # A core with 160 GF/s, a first-level cache that never limits, 92 GB/s from the second up to
@@ -22,17 +22,12 @@ READ = (
 STREAM = ((16 * KIB, 20e9),)
 
 
-@pytest.fixture
-def limit(monkeypatch):
-    """Microseconds a step; I = 1 keeps the inputs' share below 2 %."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.cells import Cell
-    from benchmarks.roofline import Rates, seconds_per_step
+RATES = Rates(product=160e9, read=READ, stream=STREAM)
 
-    rates = Rates(product=160e9, read=READ, stream=STREAM)
-    return lambda B, H, mode, cores=1: (
-        1e6 * seconds_per_step(Cell(B, H, T=100, I=1), rates, cores, mode)
-    )
+
+def limit(B, H, mode, cores=1, **more):
+    """Microseconds a step; I = 1 keeps the inputs' share below 2 %."""
+    return 1e6 * seconds_per_step(Cell(B, H, T=100, I=1, **more), RATES, cores, mode)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +43,12 @@ def limit(monkeypatch):
         (8, 1024, 187, 185 + 117),
     ],
 )
-def test_one_core(limit, B, H, forward, backward):
+def test_one_core(B, H, forward, backward):
     assert limit(B, H, "forward") == pytest.approx(forward, rel=0.05)
     assert limit(B, H, "forward_backward") == pytest.approx(forward + backward, rel=0.05)
 
 
-def test_two_cores_split_what_is_best_split(limit):
+def test_two_cores_split_what_is_best_split():
     # One row: hidden units, whose halves of W fit a cache that the whole does not.
     assert limit(1, 512, "forward", cores=2) == pytest.approx(6.1, rel=0.05)
     assert limit(1, 1024, "forward", cores=2) == pytest.approx(93, rel=0.05)
@@ -62,3 +57,14 @@ def test_two_cores_split_what_is_best_split(limit):
     # Many rows: the batch, at half the time.
     one, two = (limit(128, 256, "forward_backward", cores) for cores in (1, 2))
     assert two == pytest.approx(one / 2, rel=0.01)
+
+
+def test_layers_and_dtypes():
+    # Above the first layer the inputs are the H outputs below: 2BHH/P forward each.
+    one, three = (limit(8, 64, "forward", layers=layers) for layers in (1, 3))
+    assert three == pytest.approx(3 * one + 2 * 2 * 8 * 64 * (64 - 1) / 160e9 * 1e6)
+    # A large product takes twice as long in float64; its tanh does not.
+    single, double = (limit(128, 512, "forward", dtype=d) for d in ("float32", "float64"))
+    tanh = 128 * 512 * 0.4e-9 * 1e6
+    assert double - tanh == pytest.approx(2 * (single - tanh), rel=0.01)
+    assert seconds_per_step(Cell(8, 64, dtype="bfloat16"), RATES, 1, "forward") is None

@@ -131,6 +131,32 @@ def prepare_flashrnn(cell: Cell) -> Prepared:
     return Prepared(forward, forward_backward, captured=False)
 
 
+def prepare_xma(cell: Cell) -> Prepared:
+    """XMA's Triton kernels, one head, batch first; W_ih x is a product before them."""
+    from xma.layers.rnn.op import rnn
+
+    module, x, hx = _module(cell, nn.RNN, cell.dtype)
+    w_ih, w_hh, b_ih, b_hh = module.parameters()
+    cotangent = torch.randn(cell.B, cell.T, cell.H, device="cuda").to(cell.dtype)
+    leaves = [x, hx, w_ih, w_hh, b_ih, b_hh]
+
+    def walk() -> Tensor:
+        u = nn.functional.linear(x.transpose(0, 1), w_ih, b_ih + b_hh)
+        # It computes h W where nn.RNN computes h Wᵀ.
+        output, _ = rnn(u.unsqueeze(2), w_hh.T.unsqueeze(0).contiguous(), hx[0].unsqueeze(1))
+        return output.squeeze(2)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return walk()
+
+    def forward_backward() -> list[Tensor]:
+        output = walk()
+        return [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
+
+    return Prepared(forward, forward_backward, captured=False)
+
+
 def prepare_jax(cell: Cell) -> Prepared:
     """One jit of a scan, and of its vjp; timed until its own device is done."""
     import jax
@@ -190,6 +216,8 @@ def rivals(cell: Cell) -> dict[str, Callable[[Cell], Prepared]]:
         found["torch.compile of a loop"] = prepare_compiled
     if plain and cell.precision != "fp32" and importlib.util.find_spec("flashrnn"):
         found["FlashRNN"] = prepare_flashrnn
+    if plain and importlib.util.find_spec("xma"):
+        found["XMA"] = prepare_xma
     if plain and importlib.util.find_spec("jax"):
         found["JAX jit(scan)"] = prepare_jax
     return found

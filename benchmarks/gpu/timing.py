@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ import torch
 from benchmarks.gpu import machine
 from benchmarks.gpu.cells import Cell, allow_tf32, grid
 from benchmarks.gpu.rivals import BASELINE, OURS, Call, Prepared, prepare_module, rivals
+from fused_bptt.bench.results import Spread
+from fused_bptt.bench.timing import interleave
 
 ROUNDS = 15
-#: Of a cell's rounds, for one rival and one way to call it.
+#: Of a cell's rounds, on average over the rivals and the ways to call them.
 SECONDS_OF_A_CALL = 0.5
 DIRECTIONS = ("forward", "forward_backward")
 
@@ -39,26 +40,40 @@ class Flush:
         self.memory.zero_()
 
 
-def time_events(call: Call, flush: Flush, rounds: int) -> list[float]:
-    """Milliseconds of each round."""
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-    for begin, end in events:
-        flush()
+class EventTurns:
+    """A call's turns by CUDA events, the L2 cache overwritten before each."""
+
+    def __init__(self, call: Call, flush: Flush) -> None:
+        self._call, self._flush = call, flush
+
+    def warm_up(self) -> float:
+        self.take()
+        return self.take()
+
+    def take(self) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush()
         begin.record()
-        call()
+        self._call()
         end.record()
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in events]
+        torch.cuda.synchronize()
+        return 1e-3 * begin.elapsed_time(end)
 
 
-def time_host(call: Call, rounds: int) -> list[float]:
-    """For a rival with streams of its own."""
-    times = []
-    for _ in range(rounds):
+class HostTurns:
+    """Those of a rival with streams of its own, by the host's clock."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def warm_up(self) -> float:
+        self.take()
+        return self.take()
+
+    def take(self) -> float:
         begin = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - begin))
-    return times
+        self._call()
+        return time.perf_counter() - begin
 
 
 def capture(call: Call) -> Call:
@@ -90,13 +105,13 @@ def peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(times, n=4)
+def summary(seconds: list[float]) -> dict[str, float]:
+    spread = Spread.of([1e3 * value for value in seconds])
     return {
-        "ms": statistics.median(times),
-        "quartile_1": quartiles[0],
-        "quartile_3": quartiles[2],
-        "rounds": len(times),
+        "ms": spread.median,
+        "quartile_1": spread.lower,
+        "quartile_3": spread.upper,
+        "rounds": len(seconds),
     }
 
 
@@ -143,15 +158,11 @@ def time_cell(cell: Cell, flush: Flush) -> dict[str, Any]:
         except Exception as error:
             torch.cuda.synchronize()
             entry["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    times: dict[tuple[str, str, str], list[float]] = {key: [] for key in calls}
-    rounds = {key: _rounds(call, key, flush) for key, call in calls.items()}
-    for turn in range(ROUNDS):
-        order = list(calls) if turn % 2 == 0 else list(calls)[::-1]
-        for key in order:
-            if turn < rounds[key]:
-                call = calls[key]
-                host = key[2] == "host clock"
-                times[key] += time_host(call, 1) if host else time_events(call, flush, 1)
+    turns = {
+        key: HostTurns(call) if key[2] == "host clock" else EventTurns(call, flush)
+        for key, call in calls.items()
+    }
+    times = interleave(turns, ROUNDS, SECONDS_OF_A_CALL * len(turns))
     for (name, direction, how), measured in times.items():
         found["rivals"][name][f"{direction} {how}"] = summary(measured)
     return found
@@ -173,12 +184,6 @@ def _add_graph(
     except Exception as error:
         torch.cuda.synchronize()
         entry[f"{direction} graph"] = f"not captured: {str(error).splitlines()[0][:200]}"
-
-
-def _rounds(call: Call, key: tuple[str, str, str], flush: Flush) -> int:
-    """As many as the time allows, after one that warms up; at least three."""
-    once = time_host(call, 2) if key[2] == "host clock" else time_events(call, flush, 2)
-    return max(3, min(ROUNDS, int(SECONDS_OF_A_CALL / (1e-3 * once[-1] + 1e-9))))
 
 
 def predicted(cell: Cell) -> str:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import fused_bptt
-from fused_bptt.cli import explain, info, train
+from fused_bptt.cli import bench, explain, info, report, train
 from fused_bptt.cli.errors import UserError
 
-SUBCOMMANDS = (train, explain, info)
+SUBCOMMANDS = (train, explain, bench, report, info)
 
 
 class _Parser(argparse.ArgumentParser):

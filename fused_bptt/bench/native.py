@@ -1,4 +1,4 @@
-"""Compiles the small C++ libraries of this folder on demand, into the ignored folder build/."""
+"""Compiles the small C++ libraries of this folder on demand, into the user's cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-_HERE = Path(__file__).parent
-_CACHE = _HERE.parent / "build" / "benchmarks"
+
+def cache() -> Path:
+    """$XDG_CACHE_HOME/fused-bptt, by default ~/.cache/fused-bptt."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fused-bptt"
 
 
 class BuildError(RuntimeError):
@@ -33,16 +35,19 @@ def compiler_version() -> str | None:
     return said.splitlines()[0]
 
 
-def load(source: str, flags: Sequence[str] = (), libraries: Sequence[str] = ()) -> ctypes.CDLL:
-    """Compile a source of this folder, unless it was compiled so before, and load it."""
-    path = _HERE / source
+def load(path: Path, flags: Sequence[str] = (), libraries: Sequence[str] = ()) -> ctypes.CDLL:
+    """Compile a source, unless it was compiled so before, and load it.
+
+    Raises:
+        BuildError: there is no compiler, or it refused the source.
+    """
     command = [compiler(), "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp"]
     command += [*flags, str(path)]
     identity = repr((command, libraries, compiler_version(), _cpu_flags())).encode()
     key = hashlib.sha256(path.read_bytes() + identity).hexdigest()[:16]
-    library = _CACHE / f"{path.stem}-{key}.so"
+    library = cache() / f"{path.stem}-{key}.so"
     if not library.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
+        cache().mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
         try:
             done = subprocess.run(
@@ -51,7 +56,7 @@ def load(source: str, flags: Sequence[str] = (), libraries: Sequence[str] = ()) 
         except OSError as error:
             raise BuildError(f"no C++ compiler: {error}") from error
         if done.returncode != 0:
-            raise BuildError(f"{source} does not compile:\n{done.stderr}")
+            raise BuildError(f"{path.name} does not compile:\n{done.stderr}")
         partial.replace(library)
     return ctypes.CDLL(str(library))
 

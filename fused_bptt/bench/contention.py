@@ -1,10 +1,10 @@
-"""How much of the measured cores went to anything but the process that measures."""
+"""How much of the measured cores went to anything but the processes that measure."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _STAT = Path("/proc/stat")
@@ -13,9 +13,16 @@ _GUEST = (8, 9)  # counted within user and nice already
 
 
 class Elsewhere:
-    """The share, since it was made, of these CPUs' time that others used: processes, hypervisor."""
+    """The share, since it was made, of these CPUs' time that others used: processes, hypervisor.
 
-    def __init__(self, cpus: Sequence[int]) -> None:
+    Args:
+        cpus: the CPUs' numbers.
+        own: seconds of processor time that those who measure have used so far.
+    """
+
+    def __init__(self, cpus: Sequence[int], own: Callable[[], float]) -> None:
+        """From now on."""
+        self._own = own
         self._names = {f"cpu{cpu}" for cpu in cpus}
         self._start = self._now()
 
@@ -34,7 +41,7 @@ class Elsewhere:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _now(self) -> tuple[float, float, float | None]:
-        return time.perf_counter(), time.process_time(), self._busy()
+        return time.perf_counter(), self._own(), self._busy()
 
     def so_far(self) -> float | None:
         """Between 0 and 1, to about 0.02 s over the time that passed."""

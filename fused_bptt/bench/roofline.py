@@ -7,6 +7,7 @@ Per core, with N output columns and B rows on it:
               2BH^2 / (0.9 P cores) for the gradient of W_hh
     inputs    2BIH / (P cores) forward, 4BIH / (P cores) backward
 
+with 4, 12 and 16 twice as large and P half as large in float64; a layer above the first has I = H.
 P is the rate of multiply-adds; BW(4HN) the rate of reading W from where that many bytes lie; S the
 rate of streaming u and h. Where hidden units are split over cores a barrier comes on top. Of the
 ways to split batch and hidden units over the cores, the fastest counts.
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cells import FORWARD_BACKWARD, Cell
+from fused_bptt.bench.cells import FORWARD_BACKWARD, Cell
 
 # Assumed, not measured: what the activation and its derivative cost an element when they are
 # interleaved with the product, what a dependent step costs at least, and a barrier of two cores.
@@ -29,6 +30,10 @@ T_DERIVATIVE = 0.1e-9
 T_LATENCY = 0.05e-6
 T_BARRIER = 0.25e-6
 PRODUCT_EFFICIENCY = 0.9
+
+# By which bytes grow and the product's rate shrinks against float32. 16 bits are left out: what a
+# product of them could reach is not probed.
+_SIZES = {"float32": 1, "float64": 2}
 
 Curve = Sequence[tuple[int, float]]  # working set in bytes, bytes per second
 
@@ -67,29 +72,45 @@ def at(curve: Curve, size: float) -> float:
     return points[-1][1]
 
 
-def seconds_per_step(cell: Cell, rates: Rates, cores: int, mode: str) -> float:
-    """The limit of a step, forward alone or forward and backward with every gradient."""
-    B, H, inputs = cell.B, cell.H, cell.I
-    forward = _loop(cell, rates, cores, bytes_per_unit=12, t_element=T_TANH)
-    total = forward + 2 * B * inputs * H / (rates.product * cores)
-    if mode == FORWARD_BACKWARD:
-        total += _loop(cell, rates, cores, bytes_per_unit=16, t_element=T_DERIVATIVE)
-        total += 2 * B * H**2 / (PRODUCT_EFFICIENCY * rates.product * cores)
-        total += 4 * B * inputs * H / (rates.product * cores)
+def seconds_per_step(cell: Cell, rates: Rates, cores: int, mode: str) -> float | None:
+    """The limit of a step, forward alone or forward and backward with every gradient.
+
+    None for a dtype for which it is not known.
+    """
+    size = _SIZES.get(cell.dtype)
+    if size is None:
+        return None
+    total = 0.0
+    for layer in range(cell.layers):
+        total += _layer(cell, cell.I if layer == 0 else cell.H, size, rates, cores, mode)
     return total
 
 
-def _loop(cell: Cell, rates: Rates, cores: int, bytes_per_unit: float, t_element: float) -> float:
+def _layer(cell: Cell, inputs: int, size: int, rates: Rates, cores: int, mode: str) -> float:
+    B, H = cell.B, cell.H
+    product = rates.product / size
+    total = _loop(cell, size, rates, cores, bytes_per_unit=12 * size, t_element=T_TANH)
+    total += 2 * B * inputs * H / (product * cores)
+    if mode == FORWARD_BACKWARD:
+        total += _loop(cell, size, rates, cores, bytes_per_unit=16 * size, t_element=T_DERIVATIVE)
+        total += 2 * B * H**2 / (PRODUCT_EFFICIENCY * product * cores)
+        total += 4 * B * inputs * H / (product * cores)
+    return total
+
+
+def _loop(
+    cell: Cell, size: int, rates: Rates, cores: int, bytes_per_unit: float, t_element: float
+) -> float:
     """One of the two time loops, split over the cores in the best way."""
     best = math.inf
     for batch_parts in range(1, cores + 1):
         for hidden_parts in range(1, cores // batch_parts + 1):
             B = math.ceil(cell.B / batch_parts)
             N = math.ceil(cell.H / hidden_parts)
-            weight = 4 * cell.H * N
-            streamed = 8 * cell.T * B * N  # u and h, or the gradient and q, over all steps
+            weight = 4 * size * cell.H * N
+            streamed = 8 * size * cell.T * B * N  # u and h, or the gradient and q, over all steps
             slowest = max(
-                2 * B * cell.H * N / rates.product,
+                2 * B * cell.H * N / (rates.product / size),
                 weight / at(rates.read, weight),
                 bytes_per_unit * B * N / at(rates.stream, streamed),
             )

@@ -5,23 +5,27 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import native
+from fused_bptt.bench import native
 
 KIB, MIB = 2**10, 2**20
-# Up to the largest W of the grid (4 MiB), and to the largest u and h (100 MiB together, of which
-# the rates no longer change much beyond 64).
-READ_SIZES = tuple(k * KIB for k in (16, 32, 64, 256, 512)) + tuple(m * MIB for m in (1, 2, 4, 16))
+# Up to the largest W (64 MiB at H=4096), and to the largest u and h of the grid (100 MiB together,
+# of which the rates no longer change much beyond 64).
+READ_SIZES = (
+    *(k * KIB for k in (16, 32, 64, 256, 512)),
+    *(m * MIB for m in (1, 2, 4, 16, 64)),
+)
 STREAM_SIZES = (16 * KIB, 128 * KIB, 1 * MIB, 4 * MIB, 16 * MIB, 64 * MIB)
 PRODUCT_SIZE = 1024
 
 
 @functools.lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    library = native.load("probe.cpp")
+    library = native.load(Path(__file__).with_name("probe.cpp"))
     for name in ("probe_multiply_add", "probe_read", "probe_stream"):
         getattr(library, name).restype = ctypes.c_double
     return library
@@ -32,6 +36,9 @@ def probe(threads: int, seconds: float = 0.003) -> dict[str, Any]:
 
     GF/s for products, GB/s by bytes of working set a core for the rest. `sgemm_gflops` is a large
     torch.mm's rate divided by the number of threads.
+
+    Raises:
+        BuildError: there is no C++ compiler to build the probe with.
     """
     library = _library()
     duration = ctypes.c_double(seconds)

@@ -8,11 +8,14 @@ import os
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import native
-from benchmarks.data import WEIGHTS, Data
+from fused_bptt.bench import native
+from fused_bptt.bench.cells import FLOAT32, Cell
+from fused_bptt.bench.data import Data, weight_names
+from fused_bptt.bench.rivals.base import Prepared, named
 
 _PACKAGES = "onednn-cpu-gomp onednn-devel-cpu-gomp"
 
@@ -41,7 +44,7 @@ def library() -> ctypes.CDLL:
     """
     root = prefix()
     found = native.load(
-        "onednn_shim.cpp",
+        Path(__file__).with_name("onednn_shim.cpp"),
         flags=[f"-I{root / 'include'}"],
         libraries=[f"-L{root / 'lib'}", "-ldnnl", f"-Wl,-rpath,{root / 'lib'}"],
     )
@@ -64,7 +67,7 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def _version(function: ctypes._CFuncPtr) -> str:
+def _version(function: Any) -> str:
     parts = [ctypes.c_int() for _ in range(3)]
     function(*(ctypes.byref(part) for part in parts))
     return ".".join(str(part.value) for part in parts)
@@ -79,6 +82,7 @@ class Recurrence:
     """The three primitives for one shape, with memory and weights in place."""
 
     def __init__(self, data: Data, threads: int) -> None:
+        """Create the primitives and load the data into their memory."""
         cell = data.cell
         self._data = data
         self._library = library()
@@ -86,7 +90,12 @@ class Recurrence:
         if not self._handle:
             raise RuntimeError(f"oneDNN: {self._library.shim_error().decode()}")
         weakref.finalize(self, self._library.shim_destroy, self._handle)
-        tensors = [data.x, data.h_0, *(data.weights[name] for name in WEIGHTS), data.grad_output]
+        tensors = [
+            data.x,
+            data.h_0,
+            *(data.weights[name] for name in weight_names(cell)),
+            data.grad_output,
+        ]
         self._call("shim_load", *(t.data_ptr() for t in tensors))
 
     def _call(self, name: str, *arguments: int) -> None:
@@ -104,7 +113,8 @@ class Recurrence:
     def read(self) -> list[torch.Tensor]:
         """Output and gradients of x, h_0, W_ih, W_hh and the bias, as they lie in memory now."""
         data = self._data
-        like = [data.grad_output, data.x, data.h_0, *(data.weights[name] for name in WEIGHTS[:3])]
+        names = weight_names(data.cell)[:3]
+        like = [data.grad_output, data.x, data.h_0, *(data.weights[name] for name in names)]
         results = [torch.empty_like(t) for t in like]
         self._call("shim_read", *(t.data_ptr() for t in results))
         return results
@@ -112,4 +122,53 @@ class Recurrence:
     @property
     def implementations(self) -> str:
         """The implementations that oneDNN chose."""
-        return self._library.shim_implementations(self._handle).decode()
+        said: bytes = self._library.shim_implementations(self._handle)
+        return said.decode()
+
+
+class OneDnn:
+    """oneDNN's vanilla_rnn_forward and vanilla_rnn_backward, without autograd or module."""
+
+    name = "onednn"
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured here."""
+        return missing()
+
+    def refuses(self, cell: Cell) -> str | None:
+        """What the shim does not set up."""
+        if cell.dtype != FLOAT32:
+            return "measured in float32 alone"
+        return None if cell.layers == 1 else "measured with one layer alone"
+
+    def version(self) -> str:
+        """Of the library that is loaded."""
+        return version()
+
+    def settings(self, threads: int) -> str:
+        """How it is called, and what oneDNN chose."""
+        return (
+            f"float32 primitives, {threads} OpenMP threads; no allocation in a call; weights "
+            "beforehand in the layouts that the primitives ask for, their gradients left in those; "
+            f"{_implementations(threads)}"
+        )
+
+    def prepare(self, data: Data, threads: int) -> Prepared:
+        """The primitives for the data's shape."""
+        recurrence = Recurrence(data, threads)
+
+        def results() -> dict[str, torch.Tensor]:
+            recurrence.forward_backward()
+            output, *gradients = recurrence.read()
+            return named(data, output, [*gradients, gradients[-1]])  # both biases have the same
+
+        def output() -> torch.Tensor:
+            recurrence.forward()
+            return recurrence.read()[0]
+
+        return Prepared(recurrence.forward_backward, recurrence.forward, results, output)
+
+
+@functools.lru_cache(maxsize=4)
+def _implementations(threads: int) -> str:
+    return Recurrence(Data.draw(Cell(8, 64)), threads).implementations

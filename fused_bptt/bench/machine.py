@@ -9,16 +9,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks import native
+from fused_bptt.bench import native
 
-_ROOT = Path(__file__).parent.parent
+_HERE = Path(__file__).parent
 _RELEVANT_FLAGS = (
     "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_bf16", "asimd", "sve", "bf16",
 )  # fmt: skip
 # The results that are being written do not count as a change of what is measured.
-_STATUS = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-_PACKAGES = ("fused-bptt", "torch", "numpy", "jax", "jaxlib", "onednn-cpu-gomp")
+_STATUS = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results")
+_PACKAGES = (
+    "fused-bptt", "torch", "numpy", "jax", "jaxlib", "keras", "tensorflow-cpu", "tensorflow",
+    "paddlepaddle", "onednn-cpu-gomp", "flashrnn",
+)  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
@@ -45,8 +48,8 @@ def describe_software() -> dict[str, Any]:
         "python": platform.python_version(),
         "compiler": native.compiler_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git(*_STATUS)),
+        "commit": _commit(),
+        "modified": bool(_commit() and _git(*_STATUS)),
     }
 
 
@@ -90,10 +93,20 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _commit() -> str | None:
+    """The commit of the clone that this file is part of; None where it was installed from a wheel.
+
+    An environment inside some other repository is no part of that repository.
+    """
+    if not _git("ls-files", "--error-unmatch", str(Path(__file__))):
+        return None
+    return _git("rev-parse", "HEAD")
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=_HERE, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,6 +1,6 @@
 """The file of results: reading, writing, and the arithmetic on what it holds.
 
-The schema is documented in README.md here. Imports neither torch nor any rival.
+The schema is documented in the repository's benchmarks/README.md. Imports no rival.
 """
 
 from __future__ import annotations
@@ -12,9 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell
+from fused_bptt.bench.cells import Cell
 
 SCHEMA = 1
+
+OURS, BASELINE = "fused_bptt.RNN", "nn.RNN"
+
+# How tables call them.
+TITLES = {
+    OURS: "fused_bptt.RNN",
+    BASELINE: "torch.nn.RNN",
+    "onednn": "oneDNN vanilla_rnn",
+    "jax": "JAX jit(lax.scan)",
+    "keras": "Keras SimpleRNN (on JAX)",
+    "paddle": "PaddlePaddle SimpleRNN",
+    "tensorflow": "TensorFlow while_loop",
+    "torch.compile": "torch.compile of a loop",
+    "flashrnn": "FlashRNN",
+    "xma": "XMA",
+}
 
 # Between two probes, a change by more than this marks a block: the machine's state changed.
 UNSTEADY = 0.15
@@ -42,17 +58,22 @@ class Spread:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file of results, and refuse another schema."""
-    results = json.loads(path.read_text())
+    """Read a file of results.
+
+    Raises:
+        ValueError: it is of another schema.
+        OSError: it cannot be read.
+    """
+    results: dict[str, Any] = json.loads(path.read_text())
     if results.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}, got {results.get('schema')!r}")
+        raise ValueError(f"{path.name}: expected schema {SCHEMA}, got {results.get('schema')!r}")
     return results
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
     """Write the file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(".writing")
     partial.write_text(_dump(results))
     partial.replace(path)
 
@@ -86,23 +107,28 @@ class Block:
 
     @property
     def cell(self) -> Cell:
+        """The shape."""
         return Cell(**self.raw["cell"])
 
     @property
     def threads(self) -> int:
-        return self.raw["threads"]
+        """How many threads there were, each with a core."""
+        return int(self.raw["threads"])
 
     @property
     def mode(self) -> str:
-        return self.raw["mode"]
+        """`forward_backward`, or `forward` with nothing kept for a gradient."""
+        return str(self.raw["mode"])
 
     @property
     def key(self) -> tuple[int, Cell, str]:
+        """What tells it from other blocks of a file."""
         return self.threads, self.cell, self.mode
 
     def samples(self, rival: str) -> list[float] | None:
         """Seconds a call by round; None if it was not timed."""
-        return self.raw["rivals"].get(rival, {}).get("seconds")
+        found: list[float] | None = self.raw["rivals"].get(rival, {}).get("seconds")
+        return found
 
     def seconds(self, rival: str) -> float | None:
         """The median over rounds."""
@@ -118,20 +144,33 @@ class Block:
 
     def roofline_share(self, rival: str) -> float | None:
         """The limit over the time that it took."""
-        seconds = self.seconds(rival)
-        return None if seconds is None else self.raw["roofline_seconds"] / seconds
+        seconds, limit = self.seconds(rival), self.limit
+        return None if seconds is None or limit is None else limit / seconds
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that a call takes at least on this machine, None where that is not known."""
+        found: float | None = self.raw["roofline_seconds"]
+        return found
+
+    @property
+    def timed(self) -> list[str]:
+        """Who was timed."""
+        return [name for name, outcome in self.raw["rivals"].items() if "seconds" in outcome]
 
     @property
     def unsteady(self) -> bool:
         """Whether the probes before and after differ too much."""
+        if self.raw["probes"] is None:
+            return False
         before, after = (self.raw["probes"][when]["sgemm_gflops"] for when in ("before", "after"))
-        return abs(after - before) > UNSTEADY * max(after, before)
+        return bool(abs(after - before) > UNSTEADY * max(after, before))
 
     @property
     def disturbed(self) -> bool:
         """Whether the cores were not the block's alone."""
         elsewhere = self.raw["elsewhere"]
-        return elsewhere is not None and elsewhere > DISTURBED
+        return bool(elsewhere is not None and elsewhere > DISTURBED)
 
 
 def blocks(results: Mapping[str, Any]) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-// What a core can do at most: multiply-adds, reading, and streaming, for benchmarks/probe.py.
+// What a core can do at most: multiply-adds, reading, and streaming, for probe.py.
 //
 // Every thread works on memory of its own, all at once, and the rates returned are a core's: the
 // sum over threads divided by their number.
