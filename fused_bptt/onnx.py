@@ -56,6 +56,4 @@ def _layer(
     return op.Reshape(Y, op.Constant(value_ints=[0, 0, directions * hidden_size])), Y_h
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    _ops.LAYER: _layer
-}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {_ops.LAYER: _layer}
