@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops
-from ._batching import batched
+from ._batching import batched, into_rows, unfold
 from ._steps import Steps
 
 
@@ -58,13 +58,12 @@ def layer(
         return _compiled.layer(  # type: ignore[no-any-return]
             x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window
         )
-    if _transformed():  # one node fewer is not worth a second set of rules
-        weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
-        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
-        u = _split(F.linear(x, weight_ih, bias), directions)
-        cuts = (reset, reset_state, window)
-        h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts)
-        return h if directions == 1 else h.flatten(-2), h_n
+    if _transformed():
+        uncut = reset is None and window == 0
+        of_layer: Any = Layer.apply if uncut and _of_first_order() else _composed_layer
+        return of_layer(  # type: ignore[no-any-return]
+            x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
+        )
     if torch.is_grad_enabled():
         # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
         apply = super(torch.autograd.Function, Layer).apply
@@ -119,6 +118,39 @@ def linear_recurrence(
     if torch.is_grad_enabled() or _transformed():
         return LinearRecurrence.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
     return _ops.linear_recurrence(*args)
+
+
+def _composed_layer(
+    x: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    phi: int,
+    directions: int,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    window: int,
+    *parameters: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`layer` of the recurrence and torch's products: for derivatives of every kind."""
+    weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
+    bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+    u = _split(F.linear(x, weight_ih, bias), directions)
+    cuts = (reset, reset_state, window)
+    h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts)
+    return h if directions == 1 else h.flatten(-2), h_n
+
+
+def _of_first_order() -> bool:
+    """Whether the transforms at work are vmaps and at most one of reverse mode, all of torch.func.
+
+    Then a whole layer is one node, as it is without them: half of the time of the small products
+    between, and of torch.func's own.
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    kinds = [level.key() for level in stack]
+    reverse = kinds.count(torch._C._functorch.TransformType.Grad)
+    vmaps = kinds.count(torch._C._functorch.TransformType.Vmap)
+    return reverse <= 1 and 0 < reverse + vmaps == len(kinds) and forward_ad._current_level < 0
 
 
 def _transformed(*cotangents: Tensor | None) -> bool:
@@ -194,6 +226,40 @@ class Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        h0: Tensor,
+        batch_sizes: Tensor | None,
+        phi: int,
+        directions: int,
+        _reset: None,
+        _reset_state: None,
+        _window: int,
+        *parameters: Tensor,
+    ) -> Any:
+        size, dims = info.batch_size, in_dims[8:]
+        if any(dim is not None for dim in dims):  # members have weights of their own
+
+            def of_member(x: Tensor, h0: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+                uncut = (None, None, 0)
+                return _composed_layer(x, h0, batch_sizes, phi, directions, *uncut, *parameters)
+
+            results = torch.func.vmap(of_member, (*in_dims[:2], *dims))(x, h0, *parameters)
+            return results, (0, 0)
+        rows = x.dim() - (in_dims[0] is not None) - 1
+        h, h_n = layer(
+            into_rows(x, in_dims[0], size, rows).contiguous(),
+            into_rows(h0, in_dims[1], size, 2),
+            None if batch_sizes is None else batch_sizes * size,
+            phi,
+            directions,
+            parameters,
+        )
+        return (unfold(h, rows - 1, size), unfold(h_n, 1, size)), (0, 0)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h, x, h0, batch_sizes, reset, reset_state, *weights = ctx.saved_tensors
         need_x, _, _, _, _, _, need_reset_state, _, *need = ctx.needs_input_grad
@@ -255,28 +321,40 @@ def layer_backward(
 
     And last the gradient of reset_state, which the operator does not give.
     """
-    recorded = torch.is_grad_enabled() or _transformed(g, g_n)
-    if _ops.has_layer(x) and not recorded and not need_reset_state:
-        gradients = _ops.layer_backward(
-            g,
-            g_n,
-            h,
-            x,
-            weight_ih,
-            weight_hh,
-            h0,
-            batch_sizes,
-            reverse_groups,
-            phi,
-            need_x,
-            need_weight_ih,
-            need_weight_hh,
-            need_bias,
-            reset,
-            reset_state,
-            window,
-        )
-        return *gradients, None
+    operands = (g, g_n, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, phi)
+    needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
+    cuts = (reset, reset_state, window)
+    if _transformed(g, g_n):
+        if reset is None and window == 0 and _of_first_order():
+            bars = iter(LayerBackward.apply(*operands, *needed))  # type: ignore[no-untyped-call]
+            given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
+            return tuple([next(bars) if is_given else None for is_given in given])
+    elif _ops.has_layer(x) and not torch.is_grad_enabled() and not need_reset_state:
+        return *_ops.layer_backward(*operands, *needed, *cuts), None
+    return _composed_layer_backward(*operands, *needed, *cuts, need_reset_state)
+
+
+def _composed_layer_backward(
+    g: Tensor | None,
+    g_n: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    phi: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    need_reset_state: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """:func:`layer_backward` of the adjoint and torch's products."""
     directions = reverse_groups + 1
     # q_t = φ'(h_t) ⊙ (g_t + W_hhᵀ q_{t+1}) is the cotangent of u_t, W_hhᵀ q_1 that of h_0.
     q, h0_bar = linear_recurrence(
@@ -305,6 +383,133 @@ def layer_backward(
         weight_hh_bar,
         rows.sum(0) if need_bias else None,  # Σ_t q_t
         steps.sums_after_resets(q) @ weight_hh if need_reset_state else None,
+    )
+
+
+class LayerBackward(torch.autograd.Function):
+    """:func:`layer_backward` as one node, under the transforms of :func:`_of_first_order`.
+
+    Its results are those that are needed.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return _given(layer_backward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:8])
+        ctx.options = inputs[8:]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        # For autograd from outside of the transform: the composition, made anew.
+        *tensors, batch_sizes = ctx.saved_tensors
+        places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+
+        def composed(*values: Tensor) -> tuple[Tensor, ...]:
+            arguments: list[Any] = [None] * len(tensors) + [batch_sizes, *ctx.options]
+            for place, value in zip(places, values, strict=True):
+                arguments[place] = value
+            return _given(_composed_layer_backward(*arguments))
+
+        pull = torch.func.vjp(composed, *_given(tensors))[1]
+        bars = dict(zip(places, pull(cotangents), strict=True))
+        return tuple(bars.get(place) for place in range(len(tensors) + 1 + len(ctx.options)))
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        g: Tensor | None,
+        g_n: Tensor | None,
+        h: Tensor,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        h0: Tensor,
+        batch_sizes: Tensor | None,
+        *options: Any,
+    ) -> Any:
+        size = info.batch_size
+        if in_dims[4] is not None or in_dims[5] is not None:  # members have weights of their own
+
+            def of_member(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+                arguments: list[Any] = [*tensors, batch_sizes, *options]
+                return _given(_composed_layer_backward(*arguments))
+
+            tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
+            bars = torch.func.vmap(of_member, in_dims[:7])(*tensors)
+            return bars, (0,) * len(bars)
+
+        rows = x.dim() - (in_dims[3] is not None) - 1
+        g = None if g is None else into_rows(g, in_dims[0], size, rows)
+        g_n = None if g_n is None else into_rows(g_n, in_dims[1], size, 2)
+        h, x = into_rows(h, in_dims[2], size, rows), into_rows(x, in_dims[3], size, rows)
+        h0 = into_rows(h0, in_dims[6], size, 2)
+        sizes = None if batch_sizes is None else batch_sizes * size
+        operands: list[Any] = [g, g_n, h, x, weight_ih, weight_hh, h0, sizes, *options]
+        if any(options[3:]):
+            x_bar, h0_bar, *sums = _layer_backward_of_each(size, *operands)
+        else:
+            x_bar, h0_bar, *sums = layer_backward(*operands)
+        x_bar = None if x_bar is None else unfold(x_bar, rows - 1, size)
+        assert h0_bar is not None
+        bars = _given((x_bar, unfold(h0_bar, 1, size), *sums))
+        return bars, (0,) * len(bars)
+
+
+def _layer_backward_of_each(
+    size: int,
+    g: Tensor | None,
+    g_n: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    phi: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+) -> tuple[Any, ...]:
+    """:func:`layer_backward` where ``size`` members share the rows and each has sums of its own."""
+    directions = reverse_groups + 1
+    states = _split(h, directions)
+    q, h0_bar = linear_recurrence(
+        states,
+        None if g is None else _split(g, directions),
+        weight_hh,
+        g_n,
+        batch_sizes,
+        reverse_groups,
+        phi,
+        True,
+    )
+    rows = _rows(q.reshape(h.shape))
+
+    def of_each(x: Tensor) -> Tensor:
+        """[..., N] as [n, rows, N]: what torch multiplies as it lies."""
+        return x.reshape(rows.size(0) // size, size, x.size(-1)).transpose(0, 1)
+
+    q_of_each = of_each(rows)
+    weight_hh_bar = None
+    if need_weight_hh:
+        steps = Steps(x, batch_sizes, directions, reverse_groups)
+        before = of_each(steps.previous(states, h0).reshape(h.shape))
+        ways = zip(q_of_each.chunk(directions, -1), before.chunk(directions, -1), strict=True)
+        sums = [torch.bmm(q.mT, h) for q, h in ways]
+        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
+    return (
+        torch.mm(rows, weight_ih).view(x.shape) if need_x else None,
+        h0_bar,
+        torch.bmm(q_of_each.mT, of_each(x)) if need_weight_ih else None,
+        weight_hh_bar,
+        q_of_each.sum(1) if need_bias else None,
     )
 
 
@@ -592,6 +797,11 @@ def _primals(saved: Sequence[Tensor | None]) -> list[Any]:
 def _groups(weight: Tensor) -> int:
     """G of weight [G, H, H]; 1 of [H, H]."""
     return weight.size(0) if weight.dim() == 3 else 1
+
+
+def _given(tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Those that are not None."""
+    return tuple(tensor for tensor in tensors if tensor is not None)
 
 
 def _add(x: Tensor | None, y: Tensor) -> Tensor:

@@ -61,20 +61,20 @@ def batched(
     def fold_sequence(x: Tensor | None, dim: int | None) -> Tensor | None:
         if x is None:
             return None
-        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if not into_groups:
+            x = into_rows(x, dim, size, rows)
+            return x if grouped else x.unsqueeze(-2)
+        x = _in_front(x, dim, size)
         if not grouped:
             x = x.unsqueeze(-2)
-        if into_groups:  # [n, ..., G, H] to [..., G * n, H]
-            return x.movedim(0, -2).flatten(-3, -2)
-        return x.movedim(0, rows).flatten(rows - 1, rows)
+        return x.movedim(0, -2).flatten(-3, -2)  # [n, ..., G, H] to [..., G * n, H]
 
     def fold_state(x: Tensor | None, dim: int | None) -> Tensor | None:
         if x is None:
             return None
-        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        if into_groups:  # [n, G, B, H] to [G * n, B, H]
-            return x.transpose(0, 1).flatten(0, 1)
-        return x.movedim(0, 2).flatten(1, 2)
+        if not into_groups:
+            return into_rows(x, dim, size, 2)
+        return _in_front(x, dim, size).transpose(0, 1).flatten(0, 1)  # [n, G, ...] to [G * n, ...]
 
     def fold_reset(x: Tensor | None, dim: int | None) -> Tensor | None:
         if x is None:
@@ -105,13 +105,33 @@ def batched(
         reverse_groups,
     )
     if into_groups:
-        h, last = _unfold(h, h.dim() - 2, size), _unfold(last, 0, size)
+        h, last = unfold(h, h.dim() - 2, size), unfold(last, 0, size)
     else:
-        h, last = _unfold(h, rows - 1, size), _unfold(last, 1, size)
+        h, last = unfold(h, rows - 1, size), unfold(last, 1, size)
     return (h if grouped else h.squeeze(-2), last), (0, 0)
 
 
-def _unfold(x: Tensor, dim: int, size: int) -> Tensor:
+def into_rows(x: Tensor, dim: int | None, size: int, rows: int) -> Tensor:
+    """x's dimension ``dim``, of ``size``, as more batch rows, a row's members side by side.
+
+    Args:
+        x: [T, B, ...] (rows = 2) or [N, ...] (rows = 1) with one more dimension; if ``dim`` is
+            None, without, and the same for all members. A state [G, B, H] has two rows, too.
+        dim: where the dimension is.
+        size: its length n.
+        rows: how many dimensions count rows.
+
+    Returns:
+        [T, B * n, ...] or [N * n, ...].
+    """
+    return _in_front(x, dim, size).movedim(0, rows).flatten(rows - 1, rows)
+
+
+def _in_front(x: Tensor, dim: int | None, size: int) -> Tensor:
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def unfold(x: Tensor, dim: int, size: int) -> Tensor:
     """[..., n * size, ...] as [size, ..., n, ...]."""
     shape = x.shape
     return x.view(*shape[:dim], shape[dim] // size, size, *shape[dim + 1 :]).movedim(dim + 1, 0)

@@ -223,7 +223,7 @@ class Steps:
                 order = torch.cat([earlier_rows(self.batch_sizes), last_rows(self.batch_sizes)])
                 back = torch.argsort(order).to(x.device)
                 parts.append(torch.cat([self._later(way), filling]).index_select(0, back))
-        return torch.cat(parts, dim=1).view(x.shape)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).view(x.shape)
 
     def _later(self, x: Tensor) -> Tensor:
         """Rows that have an earlier step."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from taped import taped_rnn
-from tolerance import Named, assert_close
+from tolerance import Named, assert_close, assert_no_worse
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -282,6 +282,87 @@ def test_gradients_of_each_sample(options: dict[str, Any]) -> None:
         lambda f: vmap(grad(weighted(f), argnums=numbers), in_dims=dims)(data, hx, *weights),
         options,
     )
+
+
+@pytest.mark.parametrize("asked", [(0,), (1,), (2,), (3,), (4,), (0, 3), (2, 5)], ids=str)
+@every_option
+def test_some_gradients_of_each_sample(options: dict[str, Any], asked: tuple[int, ...]) -> None:
+    """And where h_n alone, or the output alone, is what the loss depends on."""
+    _, hx, *weights = arguments(options)
+    data = arguments(options, N)[0]
+    dims = (0, *[None] * (1 + len(weights)))
+
+    def transformed(f: Function) -> Any:
+        return [
+            vmap(grad(lambda *args, part=part: f(*args)[part].sin().sum(), argnums=asked), dims)(
+                data, hx, *weights
+            )
+            for part in (0, 1)
+        ]
+
+    assert_same(transformed, options)
+
+
+@every_option
+def test_autograd_around_gradients_of_each_sample(options: dict[str, Any]) -> None:
+    """As a penalty on the norm of each sample's gradient is written; and twice."""
+    _, _, *weights = arguments(options)
+    data, hx, *_ = arguments(options, N)
+    dims = (0, 0, *[None] * len(weights))
+    numbers = tuple(range(2 + len(weights)))
+
+    def transformed(f: Function) -> Any:
+        leaves = [value.clone().requires_grad_() for value in (data, hx, *weights)]
+        found = vmap(grad(weighted(f), argnums=numbers), in_dims=dims)(*leaves)
+        penalty = sum(value.square().sum() for value in found)
+        second = torch.autograd.grad(penalty, leaves, create_graph=True)
+        return second, torch.autograd.grad(sum(value.sum() for value in second), leaves)
+
+    assert_same(transformed, options)
+
+
+@every_option
+def test_gradients_of_each_sample_twice(options: dict[str, Any]) -> None:
+    """vmap(grad(grad)), and vmap of a pull-back that was made outside of it."""
+    _, _, *weights = arguments(options)
+    data, hx, *_ = arguments(options, N)
+    dims = (0, 0, *[None] * len(weights))
+    cotangents = arguments(options, N, seed=1)[0].repeat_interleave(H // I, -1)
+    if options.get("bidirectional"):
+        cotangents = torch.cat([cotangents, cotangents.cos()], -1)
+
+    def transformed(f: Function) -> Any:
+        def norm(*args: Tensor) -> Tensor:
+            return grad(weighted(f), argnums=3)(*args).square().sum()
+
+        _, pull = vjp(lambda data: f(data, hx[0], *weights)[0], data[0])
+        return (
+            vmap(grad(norm, argnums=(0, 3)), in_dims=dims)(data, hx, *weights),
+            vmap(pull)(cotangents),
+            jvp(pull, (cotangents[0],), (cotangents[1],)),
+        )
+
+    assert_same(transformed, options)
+
+
+@pytest.mark.parametrize("batch_sizes", [None, (2, 1)])
+def test_gradients_of_each_sample_in_sixteen_bits(batch_sizes: Any) -> None:
+    """Where no operator has a whole layer: the same as one sample after the other gives."""
+    options = {} if batch_sizes is None else {"batch_sizes": batch_sizes}
+    args = [value.bfloat16() for value in arguments({}, N)]
+    if batch_sizes is not None:
+        args[0], args[1] = args[0][:, 0], args[1][:, :, :2]
+    data, hx, *weights = args[:2] + [value[0] for value in args[2:]]
+    ours, loop = functions(options)
+    gradients, exact = (grad(weighted(f), argnums=(2, 3, 4)) for f in (ours, loop))
+    found = vmap(gradients, in_dims=(0, 0, *[None] * 4))(data, hx, *weights)
+    for sample in range(N):
+        point = (data[sample], hx[sample], *weights)
+        assert_no_worse(
+            named([value[sample] for value in found]),
+            named(gradients(*point)),
+            named(exact(*(value.double() for value in point))),
+        )
 
 
 @every_option
