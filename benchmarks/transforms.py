@@ -1,4 +1,4 @@
-"""Which derivatives and transforms which implementation has: each is tried, and its result compared.
+"""Which implementation has which derivative and transform: each is tried, its result compared.
 
     python -m benchmarks.transforms               # tries everything, into benchmarks/results/
     python -m benchmarks.transforms --table       # and writes the table of docs/transforms.md
