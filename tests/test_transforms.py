@@ -322,6 +322,21 @@ def test_autograd_around_gradients_of_each_sample(options: dict[str, Any]) -> No
 
 
 @every_option
+def test_autograd_around_a_gradient(options: dict[str, Any]) -> None:
+    """torch.func inside, backward outside, of second and third order."""
+    args = arguments(options)
+
+    def transformed(f: Function) -> Any:
+        leaves = [value.clone().requires_grad_() for value in args]
+        found = grad(weighted(f), argnums=tuple(range(len(args))))(*leaves)
+        penalty = sum(value.square().sum() for value in found)
+        second = torch.autograd.grad(penalty, leaves, create_graph=True)
+        return second, torch.autograd.grad(sum(value.sum() for value in second), leaves)
+
+    assert_same(transformed, options)
+
+
+@every_option
 def test_gradients_of_each_sample_twice(options: dict[str, Any]) -> None:
     """vmap(grad(grad)), and vmap of a pull-back that was made outside of it."""
     _, _, *weights = arguments(options)
