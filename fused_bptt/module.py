@@ -55,14 +55,24 @@ class RNN(nn.RNNBase):
         super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        checkpoint_every: int | None = None,
+        return_all_layers: bool = False,
+        state_batch_first: bool = False,
+    ) -> tuple[Any, Tensor]:
         """Runs the whole sequence; shapes and errors are those of :func:`fused_bptt.rnn`.
 
         Args:
             input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.
             hx: initial state [num_layers * D, B, H] ([num_layers * D, H] unbatched), D = 2 if
                 bidirectional else 1. Default: zero.
+            checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
+                the others again. Default None: every state is kept.
+            return_all_layers: output is a tuple of every layer's. Default False.
+            state_batch_first: hx and h_n are [B, num_layers * D, H]. Default False.
 
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
@@ -78,7 +88,54 @@ class RNN(nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            checkpoint_every=checkpoint_every,
+            return_all_layers=return_all_layers,
+            state_batch_first=state_batch_first,
         )
+
+    def step(
+        self, input: Tensor, state: Tensor | None = None, *, state_batch_first: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One step of all layers, for acting and serving: the sequence call with T = 1.
+
+        From step to step the numbers are those of one call for the whole sequence; on the CPU, in
+        float32 and float64, to the bit. It is differentiable like that call.
+
+        Args:
+            input: x_t, [B, I]; [I] unbatched.
+            state: the state before the step, [num_layers, B, H] ([num_layers, H] unbatched).
+                Default: zero.
+            state_batch_first: states are [B, num_layers, H]. Default False.
+
+        Returns:
+            ``(output, state)``: the last layer's h_t [B, H] ([H] unbatched), and the state after
+            the step, shaped as ``state``.
+
+        Raises:
+            RuntimeError: the module is bidirectional (a step backwards in time needs the end of the
+                sequence), or a shape, dtype or device does not fit.
+        """
+        if self.bidirectional:
+            raise RuntimeError(
+                "step: expected a module in one direction, got bidirectional=True (its second "
+                "direction begins at the end of the sequence)"
+            )
+        if input.dim() not in (1, 2):
+            raise RuntimeError(
+                f"step: expected input [B, I] or [I], got {input.dim()}-D {list(input.shape)}"
+            )
+        output, state = rnn(
+            input.unsqueeze(0),
+            state,
+            self._weights(),
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            state_batch_first=state_batch_first,
+        )
+        return output.squeeze(0), state
 
     def _weights(self) -> list[Tensor]:
         # By name, not from _flat_weights: a parametrization takes a parameter's place as an

@@ -17,9 +17,6 @@ constexpr double kL2BytesPerCycle = 48;
 constexpr double kL3BytesPerCycle = 9;
 constexpr double kL2Bytes = 1.25 * 1024 * 1024;  // of W: the rest of the cache is for rows
 
-// Rows of a sequence that a layer projects, walks and multiplies in turn.
-constexpr int64_t kChunkRows = 512;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double weight_bytes(int64_t vectors, const Problem& p, const Machine& m, int64_t bytes) {
@@ -100,8 +97,7 @@ LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, in
   const Problem& p = layer.walk;
   LayerSchedule s{};
   s.walk = make_schedule(p, machine, compute_bytes, threads);
-  s.steps =
-      std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1, std::max<int64_t>(p.T, 1));
+  s.steps = std::min(chunk_steps(p.B), std::max<int64_t>(p.T, 1));
   const int64_t hidden = divide_up(p.H, machine.lanes), input = divide_up(layer.I, machine.lanes);
   s.input_panel = panel_for(s.steps * p.B, layer.backward ? input : hidden, machine);
   s.hidden_gradient = panel_for(p.H, hidden, machine);

@@ -33,6 +33,9 @@ struct LayerSchedule {
   int32_t input_gradient;   // and of W_ih_bar
 };
 
+// Steps that a layer projects, walks and multiplies in turn: as many as make some 512 rows.
+inline int64_t chunk_steps(int64_t B) { return 512 / (B < 1 ? 1 : B > 512 ? 512 : B); }
+
 // Rows of a sum over time that are packed at once, and of one chain of multiply-adds: rounding
 // grows with a chain's length.
 constexpr int64_t kSumBlock = 512;
