@@ -424,11 +424,10 @@ inline BridgedLayer bridge_layer_backward_into(
                             nonlinearity, need_x, false, false, false);
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
-  layer.weight_ih_bar =
-      owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");
+  layer.weight_ih_bar = owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");
   layer.weight_hh_bar =
-      owned("weight_hh_bar", weight_hh_bar,
-            {weight_hh.sizes().begin(), weight_hh.sizes().end()}, "that of weight_hh");
+      owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},
+            "that of weight_hh");
   layer.bias_bar = owned("bias_bar", bias_bar, {units}, "[G * H]");
   layer.accumulate = true;
   return bridged;

@@ -32,9 +32,9 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias) -> "
       "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
-  // The same for a part of the steps: the gradients of the weights and biases (none: not needed) are
-  // added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to its
-  // end, give the bits that one call for all steps does. Gives the gradients of x and h0.
+  // The same for a part of the steps: the gradients of the weights and biases (none: not needed)
+  // are added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to
+  // its end, give the bits that one call for all steps does. Gives the gradients of x and h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "

@@ -119,9 +119,7 @@ class _Run:
             states = torch.cat(last)
         return output, states, kept
 
-    def plain(
-        self, x: Tensor, hx: Tensor, parameters: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def plain(self, x: Tensor, hx: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The same function in torch's graph, everything kept."""
         found, states = [], hx
         for begin, end in self.blocks(x.size(0)):

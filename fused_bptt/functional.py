@@ -61,8 +61,16 @@ def rnn(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    num_layers: int = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    bidirectional: bool = ...,
+    batch_first: bool = ...,
+    checkpoint_every: int | None = ...,
     return_all_layers: bool,
-    **options: Any,
+    state_batch_first: bool = ...,
 ) -> tuple[Any, Tensor]: ...
 
 
@@ -170,9 +178,7 @@ def rnn(
     outputs, last_states = [], []
     if checkpoint_every is not None and _checkpoint.useful():
         rate = dropout if training and num_layers > 1 else 0.0
-        data, last = _checkpoint.layers(
-            data.contiguous(), hx, phi, checkpoint_every, rate, weights
-        )
+        data, last = _checkpoint.layers(data.contiguous(), hx, phi, checkpoint_every, rate, weights)
         outputs, last_states, num_layers = [data], [last], 0
     for depth in range(num_layers):
         begin = depth * directions

@@ -39,7 +39,8 @@ class Dale(nn.Module):
     """Dale's law: all weights that one unit sends have its sign. W = |V| diag(signs), V is learned.
 
     As in Song, Yang & Wang, "Training Excitatory-Inhibitory Recurrent Neural Networks for Cognitive
-    Tasks", 2016, with the magnitude where they rectify: a weight that has come to zero can leave it.
+    Tasks", 2016, with the magnitude where they rectify: a weight that has come to zero can leave
+    it.
 
     Args:
         signs: [H], +1 for a unit that excites, -1 for one that inhibits.
@@ -51,6 +52,7 @@ class Dale(nn.Module):
     signs: Tensor
 
     def __init__(self, signs: Tensor) -> None:
+        """Keeps ``signs`` as a buffer."""
         super().__init__()
         if signs.dim() != 1 or not bool((signs.abs() == 1).all()):
             raise ValueError(f"signs: expected a vector [H] of +1 and -1, got {signs}")
@@ -75,6 +77,7 @@ class Sparse(nn.Module):
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
+        """Keeps ``mask`` as a buffer."""
         super().__init__()
         self.register_buffer("mask", mask)
 
@@ -103,6 +106,7 @@ class LowRank(nn.Module):
     """
 
     def __init__(self, rank: int) -> None:
+        """Checks ``rank``."""
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank: expected at least 1, got {rank}")
@@ -131,6 +135,7 @@ class InitialState(nn.Module):
     """
 
     def __init__(self, num_states: int, hidden_size: int) -> None:
+        """Makes the parameter."""
         super().__init__()
         self.state = nn.Parameter(torch.zeros(num_states, hidden_size))
 

@@ -52,16 +52,16 @@ def checkpointed_loss(
     parts = _Parts(rnn, loss, every, seed, _time_dimension(rnn, input))
     # With a graph on the tape for each part, small things that are kept would lie between large
     # ones that are not: the C library's heap grew by the whole output. One node keeps one tensor.
-    ticket = torch.zeros((), requires_grad=True)  # there is a graph even if only parameters are in it
+    ticket = torch.zeros(
+        (), requires_grad=True
+    )  # there is a graph even if only parameters are in it
     return _CheckpointedLoss.apply(parts, ticket, input, state)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Parts:
     """A sequence in parts of ``every`` steps; each is computed with the same random numbers again."""
 
-    def __init__(
-        self, rnn: nn.Module, loss: ChunkLoss, every: int, seed: int, time: int
-    ) -> None:
+    def __init__(self, rnn: nn.Module, loss: ChunkLoss, every: int, seed: int, time: int) -> None:
         self.rnn, self.loss, self.every, self.seed, self.time = rnn, loss, every, seed, time
 
     def steps(self, input: Tensor) -> list[slice]:

@@ -378,7 +378,10 @@ def test_arguments_of_streams_that_do_not_fit():
     both = RNN(3, 8, bidirectional=True, dtype=torch.float64)
     wrong = lambda output, steps: output  # noqa: E731
     for call, words in (
-        (lambda: checkpointed_loss(rnn, x, loss, every=0), "every: expected a number of steps >= 1"),
+        (
+            lambda: checkpointed_loss(rnn, x, loss, every=0),
+            "every: expected a number of steps >= 1",
+        ),
         (lambda: checkpointed_loss(both, x, loss, every=1), "rnn: expected a module in one direct"),
         (lambda: checkpointed_loss(rnn, x, wrong, every=25), "loss: expected a scalar tensor or N"),
         (lambda: truncated_bptt(rnn, x, loss, optimizer), "window: expected a number of steps for"),

@@ -163,4 +163,6 @@ def test_states_in_batch_first_order_of_a_step_and_unbatched():
     assert_exact(dict(zip("oh", found, strict=True)), {"o": output, "h": after.transpose(0, 1)})
     # Without a batch there is no order of it.
     one = module(x, state[:, 0], state_batch_first=True)
-    assert_exact(dict(zip("oh", one, strict=True)), dict(zip("oh", module(x, state[:, 0]), strict=True)))
+    assert_exact(
+        dict(zip("oh", one, strict=True)), dict(zip("oh", module(x, state[:, 0]), strict=True))
+    )
