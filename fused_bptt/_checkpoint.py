@@ -25,6 +25,7 @@ def layers(
     phi: int,
     every: int,
     dropout: float,
+    reset: Tensor | None,
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Layers in one direction, differentiable in x, hx and the parameters.
@@ -36,6 +37,7 @@ def layers(
         every: k; on the CPU, in float32 and float64, rounded up to whole chunks.
         dropout: probability of zeroing an output of every layer but the last. The masks are not
             kept either; they come from a seed, which is drawn from torch's generator.
+        reset: bool [T, B], where the state is replaced by zero, or None.
         parameters: of each layer: weight_ih, weight_hh[, bias_ih, bias_hh].
 
     Returns:
@@ -45,7 +47,7 @@ def layers(
         chunk = _ops.chunk_steps(x.size(1))
         every = -(-every // chunk) * chunk
     seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0
-    run = _Run(phi, every, dropout, seed, hx.size(0))
+    run = _Run(phi, every, dropout, seed, hx.size(0), reset)
     return Checkpointed.apply(run, x, hx, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -60,13 +62,25 @@ def useful() -> bool:
 class _Run:
     """What a call is, besides its tensors."""
 
-    def __init__(self, phi: int, every: int, dropout: float, seed: int, depth: int) -> None:
+    def __init__(
+        self,
+        phi: int,
+        every: int,
+        dropout: float,
+        seed: int,
+        depth: int,
+        reset: Tensor | None,
+    ) -> None:
         self.phi, self.every, self.dropout, self.seed, self.depth = phi, every, dropout, seed, depth
+        self.reset = reset
 
     def blocks(self, T: int) -> list[tuple[int, int]]:
         """Where the blocks begin and end; the first one may be shorter."""
         ends = range(T, 0, -self.every) or [0]
         return [(max(0, end - self.every), end) for end in reversed(ends)]
+
+    def reset_of(self, begin: int, end: int) -> Tensor | None:
+        return None if self.reset is None else self.reset[begin:end]
 
     def of_layer(self, parameters: Sequence[Tensor], index: int) -> Sequence[Tensor]:
         step = len(parameters) // self.depth
@@ -82,9 +96,10 @@ class _Run:
             was multiplied by, one fewer than there are layers.
         """
         outputs, last, masks = [], [], []
+        reset = self.reset_of(begin, begin + x.size(0))
         for index in range(self.depth):
             of_layer = self.of_layer(parameters, index)
-            h, h_n = layer(x, states[index : index + 1], None, self.phi, 1, of_layer)
+            h, h_n = layer(x, states[index : index + 1], None, self.phi, 1, of_layer, reset)
             outputs.append(h)
             last.append(h_n)
             x = h
@@ -149,7 +164,7 @@ class Checkpointed(torch.autograd.Function):
             return None, *_recorded(ctx.run, x, hx, parameters, g, g_n, ctx.needs_input_grad[1:])
         need = ctx.needs_input_grad
         sums = _Sums(ctx.run, x, parameters, need[1], need[3:])
-        states_bar = None if g_n is None else list(g_n.split(1))
+        states_bar = None if g_n is None else list(g_n.unsqueeze(1))
         blocks = list(enumerate(ctx.run.blocks(x.size(0))))
         for number, (begin, end) in reversed(blocks):
             of_block = None if g is None else g[begin:end]
@@ -192,7 +207,7 @@ class _Sums:
     ) -> list[Tensor]:
         """Adds a block's part; from the cotangents of its last states, those of its first."""
         run = self.run
-        of_block = x[begin:end]
+        of_block, reset = x[begin:end], run.reset_of(begin, end)
         outputs, _, masks = run.block(of_block, states, self.parameters, begin)
         found: list[Tensor] = []
         for index in reversed(range(run.depth)):
@@ -203,7 +218,7 @@ class _Sums:
             g_n = None if states_bar is None else states_bar[index]
             need_x = index > 0 or self.x_bar is not None
             g, h0_bar = self._layer(
-                index, g, g_n, outputs[index], inputs, states[index : index + 1], need_x
+                index, g, g_n, outputs[index], inputs, states[index : index + 1], need_x, reset
             )
             found.append(h0_bar)
             if g is not None and mask is not None:
@@ -221,14 +236,16 @@ class _Sums:
         x: Tensor,
         h0: Tensor,
         need_x: bool,
+        reset: Tensor | None,
     ) -> tuple[Tensor | None, Tensor]:
         weight_ih, weight_hh, *_ = self.run.of_layer(self.parameters, index)
         bars = self.run.of_layer(self.bars, index)[:3]  # type: ignore[arg-type]
         totals = [*bars, *[None] * (3 - len(bars))]
         walk = (g, g_n, h, x, weight_ih, weight_hh, h0, None, 0, self.run.phi, need_x)
         if _ops.has_layer(x):
-            return _ops.layer_backward_(*walk, *totals)
-        x_bar, h0_bar, *parts = layer_backward(*walk, *(total is not None for total in totals))
+            return _ops.layer_backward_(*walk, totals[0], totals[1], totals[2], reset)
+        need_ih, need_hh, need_bias = (total is not None for total in totals)
+        x_bar, h0_bar, *parts, _ = layer_backward(*walk, need_ih, need_hh, need_bias, reset)
         for total, part in zip(totals, parts, strict=True):
             if total is not None and part is not None:
                 total += part

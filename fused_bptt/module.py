@@ -59,6 +59,9 @@ class RNN(nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        bptt_window: int = 0,
         checkpoint_every: int | None = None,
         return_all_layers: bool = False,
         state_batch_first: bool = False,
@@ -69,6 +72,8 @@ class RNN(nn.RNNBase):
             input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.
             hx: initial state [num_layers * D, B, H] ([num_layers * D, H] unbatched), D = 2 if
                 bidirectional else 1. Default: zero.
+            reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
+                state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
             checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
                 the others again. Default None: every state is kept.
             return_all_layers: output is a tuple of every layer's. Default False.
@@ -88,6 +93,9 @@ class RNN(nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            reset=reset,
+            reset_state=reset_state,
+            bptt_window=bptt_window,
             checkpoint_every=checkpoint_every,
             return_all_layers=return_all_layers,
             state_batch_first=state_batch_first,

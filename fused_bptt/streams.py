@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 Item = TypeVar("Item")
 
-#: From the output of some steps, shaped as the module's output, and which steps they are, to the sum
-#: of their losses: a scalar; or None where these steps have none.
+#: From the output of some steps, shaped as the module's output, and which steps they are, to the
+#: sum of their losses: a scalar; or None where these steps have none.
 ChunkLoss = Callable[[Tensor, slice], Tensor | None]
 
 
@@ -52,14 +52,13 @@ def checkpointed_loss(
     parts = _Parts(rnn, loss, every, seed, _time_dimension(rnn, input))
     # With a graph on the tape for each part, small things that are kept would lie between large
     # ones that are not: the C library's heap grew by the whole output. One node keeps one tensor.
-    ticket = torch.zeros(
-        (), requires_grad=True
-    )  # there is a graph even if only parameters are in it
+    # The ticket makes it a node even where nothing but parameters requires a gradient.
+    ticket = torch.zeros((), requires_grad=True)
     return _CheckpointedLoss.apply(parts, ticket, input, state)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Parts:
-    """A sequence in parts of ``every`` steps; each is computed with the same random numbers again."""
+    """A sequence in parts of ``every`` steps; each can be computed again, with its randomness."""
 
     def __init__(self, rnn: nn.Module, loss: ChunkLoss, every: int, seed: int, time: int) -> None:
         self.rnn, self.loss, self.every, self.seed, self.time = rnn, loss, every, seed, time
@@ -113,7 +112,7 @@ class _CheckpointedLoss(torch.autograd.Function):
         return total, last
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor | None, last_bar: Tensor | None) -> tuple[Tensor | None, ...]:
         input, kept = ctx.saved_tensors
         parts = ctx.parts
@@ -186,7 +185,7 @@ def truncated_bptt(
         window: steps of a window, for a sequence; the last one may be shorter.
         state: the initial state. Default: the module's own.
         checkpoint_every: k; inside a window, only every k-th state is kept and the loss is taken k
-            steps at a time, as :func:`checkpointed_loss` does. Default None: ``loss`` sees a window.
+            steps at a time, as :func:`checkpointed_loss` does. Default None: not cut.
         progress: show a progress bar (needs the package rich). Default False.
 
     Yields:
@@ -203,7 +202,7 @@ def truncated_bptt(
         if window is None:
             raise ValueError("window: expected a number of steps for a sequence, got None")
         _check_count("window", window)
-        stream = stream.split(window, _time_dimension(rnn, stream))
+        stream = stream.split(window, _time_dimension(rnn, stream))  # type: ignore[no-untyped-call]
     elif window is not None:
         raise ValueError(f"window: expected None for an iterable of windows, got {window}")
     if progress:

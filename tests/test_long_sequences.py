@@ -1,4 +1,4 @@
-"""Every k-th state kept, a loss taken in parts, truncated BPTT: the same gradients in less memory."""
+"""Every k-th state kept, a loss in parts, truncated BPTT: the same gradients in less memory."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ def found(module: RNN, x: Tensor, hx: Tensor | None, both: bool = True, **option
 
 
 # Long enough for several chunks of the kernels; the first block is a short one.
-CHECKPOINTED = tuple(
-    variants(
+CHECKPOINTED = (
+    *variants(
         Case("checkpointed", T=403, B=7, I=3, H=20),
         num_layers=(1, 3),
         nonlinearity=("tanh", "relu"),
         bias=(True, False),
         hx=(True, False),
-    )
-) + (
+    ),
     Case("one-row", T=1300, B=1, I=2, H=9, num_layers=2),
     Case("many-rows", T=9, B=600, I=2, H=17),
     Case("batch-first", T=403, B=7, I=3, H=20, batch_first=True),
@@ -57,6 +56,15 @@ CHECKPOINTED = tuple(
 def test_every_kth_state_gives_the_bits_of_every_state(case, every, dtype):
     leaves = leaves_of(case, dtype)
     assert_exact(found(*leaves, checkpoint_every=every), found(*leaves))
+
+
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_every_kth_state_with_resets(share, dtype):
+    leaves = leaves_of(Case("reset", T=403, B=7, I=3, H=20, num_layers=2), dtype)
+    reset = torch.rand(403, 7) < share
+    reset[403 - 73] = True  # where a block begins
+    assert_exact(found(*leaves, checkpoint_every=73, reset=reset), found(*leaves, reset=reset))
 
 
 def test_last_state_alone():
@@ -118,7 +126,7 @@ def test_transforms_go_through():
 
 
 def test_dropout_is_the_same_when_computed_again():
-    """Its mask depends on the seed alone: the gradient is that of the function that was computed."""
+    """The gradient is that of the function that was computed."""
     module, x, hx = leaves_of(Case("dropout", T=30, B=20, num_layers=3, dropout=0.4), torch.float64)
 
     def call(x: Tensor) -> Tensor:
@@ -174,6 +182,7 @@ def test_operator_refuses_sums_that_do_not_fit():
     [
         ({"checkpoint_every": 0}, "checkpoint_every: expected a number of steps >= 1, got 0"),
         ({"checkpoint_every": 2, "return_all_layers": True}, "expected return_all_layers=False"),
+        ({"checkpoint_every": 2, "bptt_window": 2}, "expected no reset_state and no bptt_window"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, words):
@@ -257,7 +266,7 @@ def test_parts_without_a_loss():
 
 
 def test_random_numbers_are_the_same_when_a_part_is_computed_again():
-    rnn, readout, x, loss = regression(num_layers=2, dropout=0.5)
+    rnn, _, x, loss = regression(num_layers=2, dropout=0.5)
     drop = nn.Dropout(0.5)
     seen: dict[slice, list[Tensor]] = {}
 
@@ -380,7 +389,7 @@ def test_arguments_of_streams_that_do_not_fit():
     for call, words in (
         (
             lambda: checkpointed_loss(rnn, x, loss, every=0),
-            "every: expected a number of steps >= 1",
+            "every: expected a number of steps >=",
         ),
         (lambda: checkpointed_loss(both, x, loss, every=1), "rnn: expected a module in one direct"),
         (lambda: checkpointed_loss(rnn, x, wrong, every=25), "loss: expected a scalar tensor or N"),

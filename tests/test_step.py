@@ -12,16 +12,17 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from fused_bptt import RNN
 
-STEPPED = tuple(
-    variants(
+STEPPED = (
+    *variants(
         Case("step", T=6, B=3, I=4, H=17),
         num_layers=(1, 3),
         nonlinearity=("tanh", "relu"),
         bias=(True, False),
         batched=(True, False),
         hx=(True, False),
-    )
-) + (Case("step-wide", T=4, B=19, I=40, H=131),)
+    ),
+    Case("step-wide", T=4, B=19, I=40, H=131),
+)
 
 
 class Stepped(RNN):
@@ -163,6 +164,5 @@ def test_states_in_batch_first_order_of_a_step_and_unbatched():
     assert_exact(dict(zip("oh", found, strict=True)), {"o": output, "h": after.transpose(0, 1)})
     # Without a batch there is no order of it.
     one = module(x, state[:, 0], state_batch_first=True)
-    assert_exact(
-        dict(zip("oh", one, strict=True)), dict(zip("oh", module(x, state[:, 0]), strict=True))
-    )
+    expected = module(x, state[:, 0])
+    assert_exact(dict(zip("oh", one, strict=True)), dict(zip("oh", expected, strict=True)))
