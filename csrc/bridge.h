@@ -461,4 +461,34 @@ inline BridgedLayer bridge_layer_backward(
   return bridged;
 }
 
+// The gradients of the weights belong to the caller, and are added to.
+inline BridgedLayer bridge_layer_backward_into(
+    const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
+    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
+    bool need_x, const std::optional<Tensor>& weight_ih_bar,
+    const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
+    const std::optional<Tensor>& reset) {
+  const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
+                         const std::vector<int64_t>& shape, const char* letters) -> void* {
+    if (!bar) return nullptr;
+    check_shape(name, *bar, shape, letters);
+    check_like(name, *bar, "x", x);
+    check(bar->is_contiguous(), name, ": expected to be contiguous");
+    return bar->mutable_data_ptr();
+  };
+  BridgedLayer bridged =
+      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                            nonlinearity, need_x, false, false, false, reset, {}, 0);
+  Layer& layer = bridged.layer;
+  const int64_t units = layer.walk.G * layer.walk.H;
+  layer.weight_ih_bar = owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");
+  layer.weight_hh_bar =
+      owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},
+            "that of weight_hh");
+  layer.bias_bar = owned("bias_bar", bias_bar, {units}, "[G * H]");
+  layer.accumulate = true;
+  return bridged;
+}
+
 }  // namespace fused_bptt

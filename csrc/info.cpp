@@ -25,10 +25,13 @@ std::string cpu_isa() { return active_kernels().name; }
 #endif
 std::string cuda_archs() { return FUSED_BPTT_CUDA_ARCHS; }
 
+int64_t steps_of_chunk(int64_t B) { return chunk_steps(B); }
+
 }  // namespace
 }  // namespace fused_bptt
 
 STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CompositeExplicitAutograd, m) {
+  m.impl("chunk_steps", TORCH_BOX(&fused_bptt::steps_of_chunk));
   m.impl("compiled_isas", TORCH_BOX(&fused_bptt::compiled_isas));
   m.impl("cpu_isas", TORCH_BOX(&fused_bptt::cpu_isas));
   m.impl("cpu_isa", TORCH_BOX(&fused_bptt::cpu_isa));

@@ -103,6 +103,7 @@ struct Layer {
   void* weight_ih_bar;  // [G, H, I]
   void* weight_hh_bar;  // [G, H, H]
   void* bias_bar;       // [G, H]
+  bool accumulate;      // the gradients of the weights are added to what is there
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {

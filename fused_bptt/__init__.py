@@ -8,6 +8,7 @@ from .inspection.diagnosis import Diagnosis, diagnose
 from .inspection.monitor import GradientMonitor
 from .inspection.trace import Trace, trace
 from .module import RNN
+from .streams import Window, checkpointed_loss, truncated_bptt
 
 __version__ = version("fused-bptt")
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "Diagnosis",
     "GradientMonitor",
     "Trace",
+    "Window",
     "__version__",
+    "checkpointed_loss",
     "diagnose",
     "replace_rnn",
     "rnn",
     "trace",
+    "truncated_bptt",
 ]

@@ -26,6 +26,7 @@ _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
 LAYER = torch.ops.fused_bptt.layer.default
 _layer_backward = torch.ops.fused_bptt.layer_backward.default
+_layer_backward_ = torch.ops.fused_bptt.layer_backward_.default
 
 #: A tensor of another shape in the same memory that autograd does not take for a view.
 unsafe_view = torch.ops.aten._unsafe_view.default
@@ -249,6 +250,66 @@ def layer_backward(
     )
 
 
+def layer_backward_(
+    g: Tensor | None,
+    g_last: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    weight_ih_bar: Tensor | None,
+    weight_hh_bar: Tensor | None,
+    bias_bar: Tensor | None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
+
+    A sequence in one direction may be cut into parts of whole chunks of :func:`chunk_steps`,
+    counted from its last step. Taken from the last part to the first, each with the gradient of
+    the part's h0 as the ``g_last`` of the one before it, they give the bits of one call.
+
+    Args:
+        g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity,
+            need_x: as in :func:`layer_backward`.
+        weight_ih_bar, weight_hh_bar, bias_bar: contiguous, of the shapes of the gradients; what is
+            not needed is None.
+        reset: as in :func:`recurrence_`, of these steps.
+
+    Returns:
+        The gradients of x, or None, and of h0.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _layer_backward_(  # type: ignore[no-any-return]
+        g,
+        g_last,
+        h,
+        x,
+        weight_ih,
+        weight_hh,
+        h0,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        need_x,
+        weight_ih_bar,
+        weight_hh_bar,
+        bias_bar,
+        reset,
+    )
+
+
+def chunk_steps(B: int) -> int:
+    """Steps that the CPU's layer takes at a time for B rows: a sum over time is cut there."""
+    return torch.ops.fused_bptt.chunk_steps(B)  # type: ignore[no-any-return]
+
+
 def float32_products(tensor: Tensor) -> int:
     """``TF32`` if PyTorch lets a recurrence over ``tensor`` multiply in TF32 now, else ``STRICT``.
 
@@ -351,6 +412,28 @@ def _(
         x.new_empty(weight_hh.shape) if need_weight_hh else None,
         x.new_empty(weight_ih.size(0)) if need_bias else None,
     )
+
+
+@torch.library.register_fake("fused_bptt::layer_backward_")  # type: ignore[untyped-decorator]
+def _(
+    g: Tensor | None,
+    g_last: Tensor | None,
+    h: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    weight_ih_bar: Tensor | None,
+    weight_hh_bar: Tensor | None,
+    bias_bar: Tensor | None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
+    return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
 
 
 def _check_devices(*tensors: Tensor | None) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _ops
+from . import _checkpoint, _ops
 from ._autograd import layer
 
 _NONLINEARITIES = {"tanh": _ops.TANH, "relu": _ops.RELU}
@@ -33,6 +33,9 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    checkpoint_every: int | None = ...,
+    return_all_layers: Literal[False] = ...,
+    state_batch_first: bool = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -52,7 +55,32 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    checkpoint_every: int | None = ...,
+    return_all_layers: Literal[False] = ...,
+    state_batch_first: bool = ...,
 ) -> tuple[PackedSequence, Tensor]: ...
+
+
+@overload
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    num_layers: int = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    bidirectional: bool = ...,
+    batch_first: bool = ...,
+    reset: Tensor | None = ...,
+    reset_state: Tensor | None = ...,
+    bptt_window: int = ...,
+    checkpoint_every: int | None = ...,
+    return_all_layers: bool,
+    state_batch_first: bool = ...,
+) -> tuple[Any, Tensor]: ...
 
 
 def rnn(
@@ -70,7 +98,10 @@ def rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    checkpoint_every: int | None = None,
+    return_all_layers: bool = False,
+    state_batch_first: bool = False,
+) -> tuple[Any, Tensor]:
     """Multi-layer Elman RNN, h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), on a whole sequence.
 
     The same function as :class:`torch.nn.RNN` computes (https://pytorch.org/docs/stable/
@@ -99,6 +130,13 @@ def rnn(
         reset_state: what replaces the state, shaped as ``hx``; None is zero.
         bptt_window: no gradient is carried over the multiples of this number of steps; the forward
             pass and ``hx`` are not touched. 0, the default, is for none.
+        checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
+            others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
+            a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
+            the plain call. Dropout masks are another draw than the plain call's. No effect under
+            ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+        return_all_layers: output is a tuple of every layer's, before its dropout. Default False.
+        state_batch_first: hx, reset_state and h_n are [B, num_layers * D, H]. Default False.
 
     Returns:
         ``(output, h_n)``: output [T, B, D * H] (shaped as ``input``, packed if it was) holds the
@@ -114,6 +152,15 @@ def rnn(
     if reset is not None:
         _check_reset(reset, input, reset_state)
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
+    if checkpoint_every is not None:
+        packed = isinstance(input, PackedSequence)
+        _check_checkpoint(checkpoint_every, packed, bidirectional, return_all_layers)
+        if reset_state is not None or bptt_window:
+            raise ValueError("checkpoint_every: expected no reset_state and no bptt_window")
+    if state_batch_first and hx is not None and hx.dim() == 3:
+        hx = hx.transpose(0, 1)
+    if state_batch_first and reset_state is not None and reset_state.dim() == 3:
+        reset_state = reset_state.transpose(0, 1)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and torch.compiler.is_compiling():
@@ -161,8 +208,21 @@ def rnn(
         data, hx, *weights = (_autocast(tensor) for tensor in (data, hx, *weights))
         reset_state = reset_state if reset_state is None else _autocast(reset_state)
 
+    def arranged(data: Tensor) -> Tensor | PackedSequence:
+        if batch_sizes is not None:
+            return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
+        if not batched:
+            return data.squeeze(1)
+        return data.transpose(0, 1) if batch_first else data
+
     per_direction = 4 if bias else 2
-    last_states = []
+    outputs, last_states = [], []
+    if checkpoint_every is not None and _checkpoint.useful():
+        rate = dropout if training and num_layers > 1 else 0.0
+        data, last = _checkpoint.layers(
+            data.contiguous(), hx, phi, checkpoint_every, rate, reset, weights
+        )
+        outputs, last_states, num_layers = [data], [last], 0
     for depth in range(num_layers):
         begin, end = depth * directions, (depth + 1) * directions
         data, last = layer(
@@ -176,18 +236,19 @@ def rnn(
             reset_state if reset_state is None else reset_state[begin:end],
             bptt_window,
         )
+        outputs.append(data)
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:
             data = F.dropout(data, dropout, training=True)
-    h_n = last_states[0] if num_layers == 1 else torch.cat(last_states)
+    h_n = last_states[0] if len(last_states) == 1 else torch.cat(last_states)
 
-    if batch_sizes is not None:
-        if unsorted_indices is not None:
-            h_n = h_n.index_select(1, unsorted_indices)
-        return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), h_n
-    if not batched:
-        return data.squeeze(1), h_n.squeeze(1)
-    return data.transpose(0, 1) if batch_first else data, h_n
+    if unsorted_indices is not None:
+        h_n = h_n.index_select(1, unsorted_indices)
+    if batch_sizes is None and not batched:
+        h_n = h_n.squeeze(1)
+    elif state_batch_first:
+        h_n = h_n.transpose(0, 1)
+    return tuple(map(arranged, outputs)) if return_all_layers else arranged(data), h_n
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -239,6 +300,23 @@ def _check_options(
             f"bidirectional={bidirectional}, bias={bias}), got {len(weights)}"
         )
     return _NONLINEARITIES[nonlinearity]
+
+
+def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers: bool) -> None:
+    if every < 1:
+        raise ValueError(f"checkpoint_every: expected a number of steps >= 1, got {every}")
+    if packed:
+        raise ValueError("checkpoint_every: expected a padded sequence, got a PackedSequence")
+    if bidirectional:
+        raise ValueError(
+            "checkpoint_every: expected one direction, got bidirectional=True "
+            "(the second direction reads each layer's whole output from its end)"
+        )
+    if all_layers:
+        raise ValueError(
+            "checkpoint_every: expected return_all_layers=False, got True "
+            "(each layer's output would be kept)"
+        )
 
 
 def _check_tensors(

@@ -62,7 +62,10 @@ class RNN(nn.RNNBase):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
         bptt_window: int = 0,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        checkpoint_every: int | None = None,
+        return_all_layers: bool = False,
+        state_batch_first: bool = False,
+    ) -> tuple[Any, Tensor]:
         """Runs the whole sequence; shapes and errors are those of :func:`fused_bptt.rnn`.
 
         Args:
@@ -71,6 +74,10 @@ class RNN(nn.RNNBase):
                 bidirectional else 1. Default: zero.
             reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
                 state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
+            checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
+                the others again. Default None: every state is kept.
+            return_all_layers: output is a tuple of every layer's. Default False.
+            state_batch_first: hx and h_n are [B, num_layers * D, H]. Default False.
 
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
@@ -89,7 +96,54 @@ class RNN(nn.RNNBase):
             reset=reset,
             reset_state=reset_state,
             bptt_window=bptt_window,
+            checkpoint_every=checkpoint_every,
+            return_all_layers=return_all_layers,
+            state_batch_first=state_batch_first,
         )
+
+    def step(
+        self, input: Tensor, state: Tensor | None = None, *, state_batch_first: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One step of all layers, for acting and serving: the sequence call with T = 1.
+
+        From step to step the numbers are those of one call for the whole sequence; on the CPU, in
+        float32 and float64, to the bit. It is differentiable like that call.
+
+        Args:
+            input: x_t, [B, I]; [I] unbatched.
+            state: the state before the step, [num_layers, B, H] ([num_layers, H] unbatched).
+                Default: zero.
+            state_batch_first: states are [B, num_layers, H]. Default False.
+
+        Returns:
+            ``(output, state)``: the last layer's h_t [B, H] ([H] unbatched), and the state after
+            the step, shaped as ``state``.
+
+        Raises:
+            RuntimeError: the module is bidirectional (a step backwards in time needs the end of the
+                sequence), or a shape, dtype or device does not fit.
+        """
+        if self.bidirectional:
+            raise RuntimeError(
+                "step: expected a module in one direction, got bidirectional=True (its second "
+                "direction begins at the end of the sequence)"
+            )
+        if input.dim() not in (1, 2):
+            raise RuntimeError(
+                f"step: expected input [B, I] or [I], got {input.dim()}-D {list(input.shape)}"
+            )
+        output, state = rnn(
+            input.unsqueeze(0),
+            state,
+            self._weights(),
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            state_batch_first=state_batch_first,
+        )
+        return output.squeeze(0), state
 
     def _weights(self) -> list[Tensor]:
         # By name, not from _flat_weights: a parametrization takes a parameter's place as an

@@ -153,7 +153,7 @@ class LayerShare {
       multiply_rows(q, p_.out.row, rows.begin, rows, p_.H, g, layer_.I, x_bar);
       if (g + 1 < p_.G) space_.everyone->wait(size_);
     }
-    const bool accumulate = i > 0;
+    const bool accumulate = layer_.accumulate || i > 0;
     if (layer_.weight_hh_bar) {
       const C* h = static_cast<const C*>(p_.factor.data) + g * p_.factor.group;
       const C* h0 = static_cast<const C*>(layer_.initial.data) + g * layer_.initial.group;

@@ -66,6 +66,20 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
           bridged.bias_bar};
 }
 
+std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
+    const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
+    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
+    bool need_x, const std::optional<Tensor>& weight_ih_bar,
+    const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
+    const std::optional<Tensor>& reset) {
+  const BridgedLayer bridged = bridge_layer_backward_into(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
+      weight_ih_bar, weight_hh_bar, bias_bar, reset);
+  solve(bridged.layer);
+  return {bridged.x_bar, *bridged.last};
+}
+
 }  // namespace
 }  // namespace fused_bptt
 
@@ -74,4 +88,5 @@ STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("linear_recurrence", TORCH_BOX(&fused_bptt::linear_recurrence));
   m.impl("layer", TORCH_BOX(&fused_bptt::layer));
   m.impl("layer_backward", TORCH_BOX(&fused_bptt::layer_backward));
+  m.impl("layer_backward_", TORCH_BOX(&fused_bptt::layer_backward_));
 }

@@ -17,9 +17,6 @@ constexpr double kL2BytesPerCycle = 48;
 constexpr double kL3BytesPerCycle = 9;
 constexpr double kL2Bytes = 1.25 * 1024 * 1024;  // of W: the rest of the cache is for rows
 
-// Rows of a sequence that a layer projects, walks and multiplies in turn.
-constexpr int64_t kChunkRows = 512;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double weight_bytes(int64_t vectors, const Problem& p, const Machine& m, int64_t bytes) {
@@ -96,7 +93,7 @@ Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t c
 }
 
 int64_t chunk_steps(const Problem& p) {
-  return std::clamp<int64_t>(kChunkRows / std::max<int64_t>(p.B, 1), 1, std::max<int64_t>(p.T, 1));
+  return std::min(chunk_steps(p.B), std::max<int64_t>(p.T, 1));
 }
 
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,

@@ -33,6 +33,9 @@ struct LayerSchedule {
   int32_t input_gradient;   // and of W_ih_bar
 };
 
+// Steps that a layer projects, walks and multiplies in turn: as many as make some 512 rows.
+inline int64_t chunk_steps(int64_t B) { return 512 / (B < 1 ? 1 : B > 512 ? 512 : B); }
+
 // Rows of a sum over time that are packed at once, and of one chain of multiply-adds: rounding
 // grows with a chain's length.
 constexpr int64_t kSumBlock = 512;
@@ -43,7 +46,7 @@ constexpr int64_t kSumVectors = 8;
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                        int32_t threads);
 
-// The steps of a chunk of a layer.
+// The same of a layer with as few steps as it may have.
 int64_t chunk_steps(const Problem& problem);
 
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,

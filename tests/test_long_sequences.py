@@ -1,0 +1,455 @@
+"""Every k-th state kept, a loss in parts, truncated BPTT: the same gradients in less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, variants
+from helpers import Named, assert_runs, cotangent, raised
+from layers import Layer, arguments, only, solved
+from tolerance import assert_close, assert_exact, assert_no_worse
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+from fused_bptt import RNN, _ops, checkpointed_loss, truncated_bptt
+
+CPU = (torch.float32, torch.float64)
+
+
+def leaves_of(case: Case, dtype: torch.dtype) -> tuple[RNN, Tensor, Tensor | None]:
+    return case.module(RNN, dtype), *case.inputs(dtype)
+
+
+def found(module: RNN, x: Tensor, hx: Tensor | None, both: bool = True, **options) -> Named:
+    """Outputs, and the gradients of everything for a cotangent of h_n, and of the output too."""
+    output, h_n = module(x, hx, **options)
+    leaves = {"x": x, **dict(module.named_parameters())}
+    if hx is not None:
+        leaves["hx"] = hx
+    ends = [output, h_n] if both else [h_n]
+    bars = torch.autograd.grad(ends, list(leaves.values()), [cotangent(y, 3) for y in ends])
+    named = dict(zip(leaves, bars, strict=True))
+    return {"output": output.detach(), "h_n": h_n.detach()} | named
+
+
+# Long enough for several chunks of the kernels; the first block is a short one.
+CHECKPOINTED = (
+    *variants(
+        Case("checkpointed", T=403, B=7, I=3, H=20),
+        num_layers=(1, 3),
+        nonlinearity=("tanh", "relu"),
+        bias=(True, False),
+        hx=(True, False),
+    ),
+    Case("one-row", T=1300, B=1, I=2, H=9, num_layers=2),
+    Case("many-rows", T=9, B=600, I=2, H=17),
+    Case("batch-first", T=403, B=7, I=3, H=20, batch_first=True),
+    Case("unbatched", T=1300, I=2, H=9, batched=False),
+    Case("threads", T=90, B=67, I=40, H=150, num_layers=2),
+)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("case", CHECKPOINTED, ids=lambda case: case.name)
+def test_every_kth_state_gives_the_bits_of_every_state(case, every, dtype):
+    leaves = leaves_of(case, dtype)
+    assert_exact(found(*leaves, checkpoint_every=every), found(*leaves))
+
+
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_every_kth_state_with_resets(share, dtype):
+    leaves = leaves_of(Case("reset", T=403, B=7, I=3, H=20, num_layers=2), dtype)
+    reset = torch.rand(403, 7) < share
+    reset[403 - 73] = True  # where a block begins
+    assert_exact(found(*leaves, checkpoint_every=73, reset=reset), found(*leaves, reset=reset))
+
+
+def test_last_state_alone():
+    leaves = leaves_of(CHECKPOINTED[8], torch.float64)
+    assert_exact(found(*leaves, both=False, checkpoint_every=100), found(*leaves, both=False))
+
+
+@pytest.mark.parametrize("T", [0, 1])
+def test_hardly_any_steps(T):
+    leaves = leaves_of(Case("short", T=T, num_layers=2), torch.float64)
+    assert_exact(found(*leaves, checkpoint_every=5), found(*leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(dtype):
+    case = Case("low", T=40, B=3, num_layers=2, gap=0.5)
+    module, x, hx = leaves_of(case, dtype)
+    wide = case.module(RNN, dtype).double()
+    truth = found(wide, *(v.detach().double().requires_grad_() for v in (x, hx)))
+    theirs = found(case.module(nn.RNN, dtype), x, hx)
+    assert_no_worse(found(module, x, hx, checkpoint_every=7), theirs, truth)
+
+
+def test_frozen_parameters_get_nothing_and_cost_nothing():
+    module, x, hx = leaves_of(CHECKPOINTED[0], torch.float64)
+    full = found(module, x, hx, checkpoint_every=100)
+    module.weight_ih_l0.requires_grad_(False)
+    module.bias_hh_l0.requires_grad_(False)
+    output, h_n = module(x.detach(), hx, checkpoint_every=100)
+    ends = [output, h_n]
+    torch.autograd.backward(ends, [cotangent(y, 3) for y in ends])
+    grads = {name: p.grad for name, p in module.named_parameters()}
+    assert grads["weight_ih_l0"] is None
+    assert grads["bias_hh_l0"] is None
+    names = ("weight_hh_l0", "bias_ih_l0")
+    assert_exact(only(grads, names), only(full, names))
+
+
+def test_derivative_of_the_derivative():
+    module, x, hx = leaves_of(Case("twice", T=200, B=3, num_layers=2), torch.float64)
+
+    def second(**options) -> Named:
+        output, h_n = module(x, hx, **options)
+        first = torch.autograd.grad(
+            output.square().sum() + h_n.sum(), [x, module.weight_hh_l0], create_graph=True
+        )
+        bars = torch.autograd.grad(sum(v.square().sum() for v in first), list(module.parameters()))
+        return dict(zip(dict(module.named_parameters()), bars, strict=True))
+
+    assert_close(second(checkpoint_every=1), second())
+
+
+def test_transforms_go_through():
+    module, x, hx = leaves_of(Case("func", T=6, B=3), torch.float64)
+    call = lambda x: module(x, hx, checkpoint_every=2)[0]  # noqa: E731
+    direction = cotangent(x, 5)
+    plain = torch.func.jvp(lambda x: module(x, hx)[0], (x,), (direction,))
+    assert_exact({"jvp": torch.func.jvp(call, (x,), (direction,))[1]}, {"jvp": plain[1]})
+
+
+def test_dropout_is_the_same_when_computed_again():
+    """The gradient is that of the function that was computed."""
+    module, x, hx = leaves_of(Case("dropout", T=30, B=20, num_layers=3, dropout=0.4), torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return module(x, hx, checkpoint_every=1)[0]
+
+    assert (call(x) != call(x.flip(0)).flip(0)).any()
+    assert torch.autograd.gradcheck(call, (x,), fast_mode=True)
+    torch.manual_seed(2)
+    assert (module(x, hx, checkpoint_every=1)[0] != call(x)).any()
+    module.dropout = 1.0  # nothing but biases goes up
+    bars = torch.autograd.grad(call(x).sum(), [x, module.weight_hh_l2])
+    assert bars[0].abs().max() == 0
+    assert bars[1].abs().max() > 0
+
+
+def test_parts_of_the_operator_add_up_to_the_whole():
+    whole = Layer(200, 8, 5, 33)
+    expected = solved(whole, _ops.TANH)
+    bars = [torch.zeros_like(expected[n]) for n in ("weight_ih_bar", "weight_hh_bar", "bias_bar")]
+    chunk = _ops.chunk_steps(8)
+    assert chunk == 64
+    g_last, x_bars = whole.g_last, []
+    for end in range(200, 0, -chunk):
+        part = slice(max(0, end - chunk), end)
+        h0 = expected["h"][part.start - 1].unsqueeze(0) if part.start else whole.h0
+        x_bar, g_last = _ops.layer_backward_(
+            *(whole.g[part], g_last, expected["h"][part], whole.x[part]),
+            *(whole.weight_ih, whole.weight_hh, h0, None, 0, _ops.TANH, True, *bars),
+        )
+        x_bars.insert(0, x_bar)
+    found = dict(zip(("weight_ih_bar", "weight_hh_bar", "bias_bar"), bars, strict=True))
+    found |= {"x_bar": torch.cat(x_bars), "h0_bar": g_last}
+    assert_exact(found, only(expected, found))
+
+
+def test_operator_refuses_sums_that_do_not_fit():
+    p = Layer(3, 2, 4, 5)
+    h = _ops.layer(*arguments(p, _ops.TANH))[0]
+    walk = (p.g, None, h, p.x, p.weight_ih, p.weight_hh, p.h0, None, 0, _ops.TANH, False)
+    for bars, words in (
+        ((p.weight_ih.new_zeros(5, 5), None, None), r"weight_ih_bar: expected shape \[G \* H, I\]"),
+        ((None, p.weight_hh.new_zeros(5), None), "weight_hh_bar: expected shape that of weight_hh"),
+        ((None, None, torch.zeros(5)), "bias_bar: expected dtype Double"),
+        ((p.weight_ih.new_zeros(4, 5).t(), None, None), "weight_ih_bar: expected to be contiguous"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            _ops.layer_backward_(*walk, *bars)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every: expected a number of steps >= 1, got 0"),
+        ({"checkpoint_every": 2, "return_all_layers": True}, "expected return_all_layers=False"),
+        ({"checkpoint_every": 2, "bptt_window": 2}, "expected no reset_state and no bptt_window"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        RNN(2, 3)(torch.zeros(4, 1, 2), **change)
+
+
+def test_kinds_that_cannot_be_cut_are_refused():
+    x = torch.zeros(4, 1, 2)
+    with pytest.raises(ValueError, match="expected one direction, got bidirectional=True"):
+        RNN(2, 3, bidirectional=True)(x, checkpoint_every=2)
+    with pytest.raises(ValueError, match="expected a padded sequence, got a PackedSequence"):
+        RNN(2, 3)(pack_sequence([x[:, 0]]), checkpoint_every=2)
+
+
+# ------------------------------------------------------------------------------ a loss in parts
+
+
+def regression(T: int = 50, dtype: torch.dtype = torch.float64, **options):
+    """A module, a readout, an input, and the loss of some steps."""
+    rnn = RNN(3, 8, dtype=dtype, **options)
+    readout = nn.Linear(8, 2, dtype=dtype)
+    x = torch.randn(T, 4, 3, dtype=dtype)
+    y = torch.randn(T, 4, 2, dtype=dtype)
+    dim = 1 if rnn.batch_first else 0
+    if dim:
+        x, y = x.transpose(0, 1), y.transpose(0, 1)
+
+    def loss(output: Tensor, steps: slice) -> Tensor:
+        target = y.narrow(dim, steps.start, steps.stop - steps.start)
+        return (readout(output) - target).square().sum()
+
+    return rnn, readout, x, loss
+
+
+def gradients(*modules: nn.Module) -> Named:
+    return {
+        f"{index} {name}": p.grad.clone()
+        for index, module in enumerate(modules)
+        for name, p in module.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("every", [1, 7, 50, 99])
+def test_loss_in_parts_has_the_gradients_of_the_whole(every, batch_first):
+    rnn, readout, x, loss = regression(num_layers=2, batch_first=batch_first)
+    x.requires_grad_()
+    state = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for parts in (True, False):
+        for leaf in (x, state, *rnn.parameters(), *readout.parameters()):
+            leaf.grad = None
+        if parts:
+            total, last = checkpointed_loss(rnn, x, loss, every=every, state=state)
+        else:
+            output, last = rnn(x, state)
+            total = loss(output, slice(0, 50))
+        (2 * total + last.square().sum()).backward()
+        results.append(
+            gradients(rnn, readout)
+            | {"x": x.grad, "state": state.grad, "total": total.detach(), "last": last.detach()}
+        )
+    assert_close(*results)
+
+
+def test_parts_without_a_loss():
+    """A loss at the end alone still goes back through everything."""
+    rnn, readout, x, _ = regression()
+    output, _ = rnn(x)
+    readout(output[-1]).sum().backward()
+    expected = gradients(rnn, readout)
+    rnn.zero_grad()
+    readout.zero_grad()
+
+    def at_the_end(output: Tensor, steps: slice) -> Tensor | None:
+        return readout(output[-1]).sum() if steps.stop == 50 else None
+
+    checkpointed_loss(rnn, x, at_the_end, every=8)[0].backward()
+    assert_close(gradients(rnn, readout), expected)
+
+
+def test_random_numbers_are_the_same_when_a_part_is_computed_again():
+    rnn, _, x, loss = regression(num_layers=2, dropout=0.5)
+    drop = nn.Dropout(0.5)
+    seen: dict[slice, list[Tensor]] = {}
+
+    def noisy(output: Tensor, steps: slice) -> Tensor:
+        output = drop(output)
+        seen.setdefault(str(steps), []).append(output.detach())
+        return loss(output, steps)
+
+    before = torch.get_rng_state()
+    checkpointed_loss(rnn, x, noisy, every=20)[0].backward()
+    for first, second in seen.values():
+        assert_exact({"output": second}, {"output": first})
+    assert (torch.get_rng_state() != before).any()
+
+
+def test_autocast_is_the_same_when_a_part_is_computed_again():
+    rnn, _, x, _ = regression(dtype=torch.float32)
+    seen = []
+
+    def loss(output: Tensor, steps: slice) -> Tensor:
+        seen.append(output.dtype)
+        return output.float().sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = checkpointed_loss(rnn, x, loss, every=25)
+    total.backward()
+    assert seen == [torch.bfloat16] * 4
+
+
+# ------------------------------------------------------------------------------- truncated BPTT
+
+
+def test_truncated_bptt_is_the_loop_written_out():
+    """Each window begins with the state of the one before, and not with its graph."""
+    rnn, readout, x, loss = regression(num_layers=2)
+    parameters = [*rnn.parameters(), *readout.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    start = [p.detach().clone() for p in parameters]
+    losses, state = [], None
+    for begin in range(0, 50, 20):
+        steps = slice(begin, min(50, begin + 20))
+        output, state = rnn(x[steps], state if state is None else state.detach())
+        value = loss(output, steps)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.detach())
+    expected = {f"{i}": p.detach().clone() for i, p in enumerate([*parameters, *losses, state])}
+    for checkpoint_every in (None, 6):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        windows = []
+        for window in truncated_bptt(
+            rnn, x, loss, optimizer, window=20, checkpoint_every=checkpoint_every
+        ):
+            optimizer.step()
+            windows.append(window)
+        assert [w.steps for w in windows] == [slice(0, 20), slice(20, 40), slice(40, 50)]
+        after = [*parameters, *(w.loss for w in windows), windows[-1].state]
+        assert_close({f"{i}": p.detach() for i, p in enumerate(after)}, expected)
+
+
+def test_no_gradient_of_before_or_left_behind():
+    """The usual error: a gradient of the window before, or of what was there before the loop."""
+    rnn, readout, x, loss = regression()
+    optimizer = torch.optim.SGD([*rnn.parameters(), *readout.parameters()], lr=0.0)
+    loss(rnn(x)[0], slice(0, 50)).backward()  # stale
+    state = torch.zeros(1, 4, 8, dtype=torch.float64, requires_grad=True)
+    hx = None
+    for window in truncated_bptt(rnn, x, loss, optimizer, window=25, state=2 * state):
+        found = gradients(rnn, readout)
+        rnn.zero_grad()
+        readout.zero_grad()
+        output, _ = rnn(x[window.steps], hx)
+        loss(output, window.steps).backward()
+        assert_close(found, gradients(rnn, readout))
+        hx = window.state
+        assert not hx.requires_grad
+    assert state.grad is None
+    assert all(p.grad is None for p in [*rnn.parameters(), *readout.parameters()])
+    for _ in truncated_bptt(rnn, x, loss, optimizer, window=25):
+        break
+    assert all(p.grad is None for p in [*rnn.parameters(), *readout.parameters()])
+
+
+def test_stream_of_windows_without_end():
+    rnn, _, _, _ = regression()
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
+
+    def stream():
+        while True:
+            yield torch.randn(5, 4, 3, dtype=torch.float64)
+            yield torch.randn(9, 4, 3, dtype=torch.float64)
+
+    def loss(output: Tensor, steps: slice) -> Tensor | None:
+        return None if steps.start == 5 else output.sum()
+
+    windows = truncated_bptt(rnn, stream(), loss, optimizer)
+    first, second, third = next(windows), next(windows), next(windows)
+    assert (first.steps, second.steps, third.steps) == (slice(0, 5), slice(5, 14), slice(14, 19))
+    assert second.loss is None
+    assert first.loss is not None
+    windows.close()
+
+
+def test_progress_bar(capsys):
+    rnn, _, x, _ = regression()
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
+    bar = truncated_bptt(rnn, x, lambda h, _: h.sum(), optimizer, window=10, progress=True)
+    assert len(list(bar)) == 5
+    assert "windows" in capsys.readouterr().out
+
+
+def test_arguments_of_streams_that_do_not_fit():
+    rnn, _, x, loss = regression()
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
+    both = RNN(3, 8, bidirectional=True, dtype=torch.float64)
+    wrong = lambda output, steps: output  # noqa: E731
+    for call, words in (
+        (
+            lambda: checkpointed_loss(rnn, x, loss, every=0),
+            "every: expected a number of steps >=",
+        ),
+        (lambda: checkpointed_loss(both, x, loss, every=1), "rnn: expected a module in one direct"),
+        (lambda: checkpointed_loss(rnn, x, wrong, every=25), "loss: expected a scalar tensor or N"),
+        (lambda: truncated_bptt(rnn, x, loss, optimizer), "window: expected a number of steps for"),
+        (lambda: truncated_bptt(rnn, x, loss, optimizer, window=0), "window: expected a number of"),
+        (lambda: truncated_bptt(rnn, [x], loss, optimizer, window=2), "window: expected None for"),
+        (lambda: truncated_bptt(both, x, loss, optimizer, window=2), "rnn: expected a module in o"),
+        (
+            lambda: truncated_bptt(rnn, x, loss, optimizer, window=2, checkpoint_every=-1),
+            "checkpoint_every: expected a number of steps >= 1, got -1",
+        ),
+    ):
+        kind, message = raised(call)
+        assert kind is ValueError
+        assert message.startswith(words)
+
+
+# --------------------------------------------------------------------------------------- memory
+
+MEMORY = """
+import torch
+from torch import nn
+from fused_bptt import RNN, checkpointed_loss, truncated_bptt
+
+T, B, H = 24_000, 8, 256  # an output of 188 MiB
+torch.set_num_threads(1)
+rnn, readout = RNN(2, H, num_layers=2), nn.Linear(H, 1)
+optimizer = torch.optim.SGD([*rnn.parameters(), *readout.parameters()], lr=1e-3)
+x = torch.randn(T, B, 2)
+
+def status(field):
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if field in line)
+
+def loss(output, steps):
+    return readout(output).square().mean()
+
+def train(x):
+    if WAY == "parts":
+        checkpointed_loss(rnn, x, loss, every=256)[0].backward()
+    elif WAY == "truncated":
+        for _ in truncated_bptt(rnn, x, loss, optimizer, window=256):
+            optimizer.step()
+    elif WAY == "every-kth":
+        rnn(x, checkpoint_every=256)[1].sum().backward()
+    else:
+        rnn(x)[1].sum().backward()
+
+train(x[:600])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+train(x)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "least", "most"),
+    [("parts", 0, 60), ("truncated", 0, 60), ("every-kth", 180, 260), ("plain", 370, 1000)],
+)
+def test_memory_is_bounded(way, least, most):
+    """Of two outputs of 188 MiB, one for each layer, what a way keeps."""
+    used = float(assert_runs(f"WAY = {way!r}\n" + MEMORY, timeout=120))
+    assert least <= used <= most, f"{used:.0f} MiB"

@@ -1,0 +1,26 @@
+"""docs/steps.md: its code runs, and prints what the page says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "steps.md"
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def test_code_prints_what_the_page_says() -> None:
+    names: dict[str, Any] = {}
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = list(BLOCK.finditer(text))
+    out, expected = io.StringIO(), "".join(b[2] for b in blocks if b[1] == "text")
+    for block in blocks:
+        if block[1] == "python":
+            line = text[: block.start()].count("\n") + 1
+            with contextlib.redirect_stdout(out):
+                exec(compile("\n" * line + block[2], str(PAGE), "exec"), names)
+    assert out.getvalue() == expected
+    assert len(blocks) == 8
