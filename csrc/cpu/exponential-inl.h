@@ -1,4 +1,4 @@
-// sigmoid, softplus and 1 - e^-a, at most 2 ULP (tests/test_activations.py measures it); NaN and
+// sigmoid, softplus and 1 - e^-a, at most 2.5 ULP (tests/test_activations.py measures it); NaN and
 // infinities come out right.
 // Included inside the ISA's namespace, after tanh-inl.h, whose constants they share.
 //
