@@ -7,6 +7,7 @@ from .functional import rnn
 from .inspection.diagnosis import Diagnosis, diagnose
 from .inspection.monitor import GradientMonitor
 from .inspection.trace import Trace, trace
+from .leaky import LeakyRNN
 from .module import RNN
 
 __version__ = version("fused-bptt")
@@ -14,6 +15,7 @@ __all__ = [
     "RNN",
     "Diagnosis",
     "GradientMonitor",
+    "LeakyRNN",
     "Trace",
     "__version__",
     "diagnose",
