@@ -17,9 +17,8 @@ FORMS = ("inside", "rate", "voltage")
 class LeakyRNN(nn.Module):
     """One layer of a continuous-time RNN, integrated by Euler's method; on the CPU.
 
-    With z_t = W_ih x_t + b_ih + b_hh + W_hh (state before) and the leak α, ``form`` is one of the
-    three in use (they differ; https://neurogym.github.io, https://github.com/adrian-valente/
-    lowrank_inference and https://github.com/zhaoze1991/nn4n have one each):
+    With z_t = W_ih x_t + b + W_hh (state before) and the leak α, ``form`` is one of the three in
+    use (the first is neurogym's, the second nn4n's, the third PsychRNN's and lowrank_inference's):
 
     - ``"inside"``: h_t = φ((1 - α) h_{t-1} + α z_t);
     - ``"rate"``: h_t = (1 - α) h_{t-1} + α φ(z_t);
@@ -66,6 +65,7 @@ class LeakyRNN(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Weights and bias are drawn from ±1/√H, as nn.RNN's; see the class for the arguments."""
         super().__init__()
         if form not in FORMS:
             raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
@@ -83,12 +83,15 @@ class LeakyRNN(nn.Module):
         self.form, self.nonlinearity = form, nonlinearity
         self.noise_std, self.scale_noise = noise_std, scale_noise
         self.batch_first = batch_first
-        kind = {"device": device, "dtype": dtype or torch.get_default_dtype()}
-        value = torch.as_tensor(leak if dt is None else dt / torch.as_tensor(tau), **kind)  # type: ignore[call-overload]
+        dtype = dtype or torch.get_default_dtype()
+        given = leak if dt is None or tau is None else dt / torch.as_tensor(tau)
+        value = torch.as_tensor(given, device=device, dtype=dtype)
         if value.shape not in ((), (hidden_size,)):
             raise ValueError(f"leak: expected a number or [{hidden_size}], got {list(value.shape)}")
         if not ((value >= 0) & (value <= 1)).all():
             raise ValueError(f"leak: expected numbers in [0, 1], got {value.tolist()}")
+        if scale_noise and not (value > 0).all():
+            raise ValueError(f"leak: expected above 0 with scale_noise, got {value.tolist()}")
         value = value.expand(hidden_size).clone()
         if learn_leak:
             self.leak = nn.Parameter(value)
@@ -97,14 +100,12 @@ class LeakyRNN(nn.Module):
 
         def drawn(*shape: int) -> nn.Parameter:
             bound = 1 / math.sqrt(hidden_size) if hidden_size > 0 else 0
-            return nn.Parameter(torch.empty(shape, **kind).uniform_(-bound, bound))  # type: ignore[arg-type]
+            return nn.Parameter(value.new_empty(shape).uniform_(-bound, bound))
 
-        self.weight_ih, self.weight_hh = (
-            drawn(hidden_size, input_size),
-            drawn(hidden_size, hidden_size),
-        )
+        self.weight_ih = drawn(hidden_size, input_size)
+        self.weight_hh = drawn(hidden_size, hidden_size)
         self.bias = drawn(hidden_size) if bias else None
-        self.initial = nn.Parameter(torch.zeros(hidden_size, **kind)) if learn_initial else None  # type: ignore[arg-type]
+        self.initial = nn.Parameter(value.new_zeros(hidden_size)) if learn_initial else None
 
     def forward(
         self,
@@ -152,13 +153,14 @@ class LeakyRNN(nn.Module):
         u = F.linear(x, self.weight_ih, self.bias)
         if noise is None and self.noise_std > 0:
             drawn = torch.randn(u.shape, dtype=u.dtype, device=u.device, generator=generator)
-            noise = drawn * (
-                self.noise_std * (2 / leak).sqrt() if self.scale_noise else self.noise_std
-            )
+            noise = self.noise_std * drawn
+            if self.scale_noise:
+                noise = noise * (2 / leak).sqrt()
         elif noise is not None and self.batch_first:
             noise = noise.transpose(0, 1)
         u = u if noise is None else u + noise
-        weight, keep, gain = self.weight_hh, 1 - leak, None
+        weight: Tensor = self.weight_hh
+        keep, gain = 1 - leak, None
         if self.form == "rate":
             gain = leak.expand(u.shape)
         else:

@@ -1,4 +1,4 @@
-"""sigmoid, softplus and identity in the kernels: how exact they are, and in the plain recurrence."""
+"""sigmoid, softplus and identity: how exact the kernels are, and the plain recurrence."""
 
 from __future__ import annotations
 
