@@ -54,6 +54,7 @@ struct Bridged {
   Problem problem;
   std::optional<Tensor> out;  // none where the drive is overwritten
   std::optional<Tensor> last;
+  std::optional<Tensor> rate;
   bool packed;
   std::vector<Tensor> kept;
   std::vector<int64_t> first_rows;
@@ -107,6 +108,13 @@ inline Type type_of(const char* name, const Tensor& tensor) {
             toString(tensor.scalar_type()));
       return Type::float32;
   }
+}
+
+inline Phi phi_of(const char* name, int64_t code, bool may_be_given) {
+  check(code >= (may_be_given ? 0 : 1) && code <= 5, name, ": expected ",
+        may_be_given ? "0 (given), " : "",
+        "1 (tanh), 2 (relu), 3 (sigmoid), 4 (softplus) or 5 (identity), got ", code);
+  return static_cast<Phi>(code);
 }
 
 // The strides of a [T, B, G, H] or, packed, [N, G, H] tensor; without G if it is not grouped.
@@ -245,10 +253,7 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   p.G = grouped ? model.size(packed ? 1 : 2) : 1;
   p.H = model.size(model.dim() - 1);
 
-  const int64_t least_phi = primitive == Primitive::recurrence ? 1 : 0;
-  check(phi >= least_phi && phi <= 2, phi_name, ": expected ", least_phi == 0 ? "0 (given), " : "",
-        "1 (tanh) or 2 (relu), got ", phi);
-  p.phi = static_cast<Phi>(phi);
+  p.phi = phi_of(phi_name, phi, primitive == Primitive::linear);
   check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
         ", got ", reverse_groups);
   p.reverse_groups = reverse_groups;
@@ -321,6 +326,88 @@ inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optiona
                 reset, reset_state, window);
 }
 
+// One of the primitives with a leak. `drive` is u or w; `factor` is a or d, and null for
+// leaky_voltage; `initial` is null for outer and inner.
+inline Bridged bridge_leaky(Primitive primitive, const char* drive_name, const Tensor& drive,
+                            const Tensor& keep, const char* factor_name, const Tensor* factor,
+                            const Tensor& weight, const Tensor* initial,
+                            const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                            Phi phi, bool adjoint, const std::optional<Tensor>& reset,
+                            const std::optional<Tensor>& reset_state, int64_t window) {
+  Bridged bridged{};
+  Problem& p = bridged.problem;
+  const bool packed = batch_sizes.has_value();
+  check(weight.dim() == 2 || weight.dim() == 3,
+        "weight: expected shape [G, H, H], or [H, H] for one group, got ", weight);
+  const bool grouped = weight.dim() == 3;
+  const char* letters =
+      packed ? (grouped ? "[N, G, H]" : "[N, H]") : (grouped ? "[T, B, G, H]" : "[T, B, H]");
+  check(drive.dim() == (packed ? 2 : 3) + (grouped ? 1 : 0), drive_name, ": expected shape ",
+        letters, packed ? " with" : " without", " batch_sizes and with weight ", weight, ", got ",
+        drive);
+  p.primitive = primitive;
+  p.phi = phi;
+  p.adjoint = adjoint;
+  p.type = type_of(drive_name, drive);
+  p.G = grouped ? drive.size(packed ? 1 : 2) : 1;
+  p.H = drive.size(drive.dim() - 1);
+  check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
+        ", got ", reverse_groups);
+  p.reverse_groups = reverse_groups;
+  read_steps(bridged, drive, batch_sizes);
+  if (packed && p.T == 0 && initial) p.B = initial->dim() == 3 ? initial->size(1) : 0;
+
+  if (grouped) check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
+  if (!grouped) check_shape("weight", weight, {p.H, p.H}, "[H, H]");
+  check_like("weight", weight, drive_name, drive);
+  const std::vector<int64_t> shape(drive.sizes().begin(), drive.sizes().end());
+  const auto sequence = [&](const char* name, const Tensor& tensor) {
+    check_shape(name, tensor, shape, letters);
+    check_like(name, tensor, drive_name, drive);
+    return sequence_of(with_unit_stride(bridged, tensor), packed, grouped);
+  };
+  bridged.kept.reserve(6);  // references into it stay good
+  p.drive = sequence(drive_name, drive);
+  p.keep = sequence("keep", keep);
+  if (factor) p.factor = sequence(factor_name, *factor);
+  if (initial) {
+    check_shape("initial", *initial, {p.G, p.B, p.H}, "[G, B, H]");
+    check_like("initial", *initial, drive_name, drive);
+    p.initial = state_of(with_unit_stride(bridged, *initial));
+  }
+  bridge_cuts(bridged, drive_name, drive, reset, reset_state, window);
+  p.weight = {weight.const_data_ptr(), grouped ? weight.stride(0) : 0,
+              weight.stride(weight.dim() - 2), weight.stride(weight.dim() - 1)};
+  bridged.out = empty(shape, drive);
+  p.out = sequence_of(*bridged.out, packed, grouped);
+  if (phi != Phi::given) {
+    bridged.rate = empty(shape, drive);
+    p.rate = sequence_of(*bridged.rate, packed, grouped);
+  }
+  return bridged;
+}
+
+inline Bridged bridge_leaky_recurrence(const Tensor& u, const Tensor& keep,
+                                       const std::optional<Tensor>& gain, const Tensor& weight,
+                                       const Tensor& initial,
+                                       const std::optional<Tensor>& batch_sizes,
+                                       int64_t reverse_groups, int64_t nonlinearity,
+                                       const std::optional<Tensor>& reset,
+                                       const std::optional<Tensor>& reset_state) {
+  return bridge_leaky(gain ? Primitive::leaky_rate : Primitive::leaky_voltage, "u", u, keep, "gain",
+                      gain ? &*gain : nullptr, weight, &initial, batch_sizes, reverse_groups,
+                      phi_of("nonlinearity", nonlinearity, false), false, reset, reset_state, 0);
+}
+
+inline Bridged bridge_leaky_linear(const Tensor& w, const Tensor& keep, const Tensor& factor,
+                                   const Tensor& weight, const std::optional<Tensor>& batch_sizes,
+                                   int64_t reverse_groups, bool inner, bool adjoint,
+                                   const std::optional<Tensor>& reset, int64_t window) {
+  return bridge_leaky(inner ? Primitive::inner : Primitive::outer, "w", w, keep, "factor", &factor,
+                      weight, nullptr, batch_sizes, reverse_groups, Phi::given, adjoint, reset,
+                      std::nullopt, window);
+}
+
 // A layer with the tensors that its pointers lead into.
 struct BridgedLayer : Bridged {
   Layer layer;
@@ -347,9 +434,7 @@ inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const
   p.type = type_of("x", x);
   check(p.type == Type::float32 || p.type == Type::float64,
         "x: expected dtype float32 or float64, got ", toString(x.scalar_type()));
-  check(nonlinearity == 1 || nonlinearity == 2, "nonlinearity: expected 1 (tanh) or 2 (relu), got ",
-        nonlinearity);
-  p.phi = static_cast<Phi>(nonlinearity);
+  p.phi = phi_of("nonlinearity", nonlinearity, false);
   check(reverse_groups >= 0 && reverse_groups <= p.G, "reverse_groups: expected 0 to G = ", p.G,
         ", got ", reverse_groups);
   p.reverse_groups = reverse_groups;

@@ -6,7 +6,8 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // h_t = phi(u_t + W h_{t-1}) for every group, in the place of u; gives each row's last h [G, B,
   // H]. u [T, B, G, H], or packed rows [N, G, H] with batch_sizes [T]; weight [G, H, H]; h0 [G, B,
   // H]. The last reverse_groups groups walk time backwards. With one group,
-  // sequences and weight may leave out G. nonlinearity: 1 tanh, 2 relu. float32_products,
+  // sequences and weight may leave out G. nonlinearity: 1 tanh, 2 relu, 3 sigmoid, 4 softplus, 5
+  // identity. float32_products,
   // on CUDA: 0 float32, 1 TF32 where it is quicker, 2 3xTF32. reset [T, B] or [T, B, G], packed [N]
   // or [N, G]: where it is true, reset_state [G, B, H], or zero, takes the place of the state
   // between this step and the one before it in time.
@@ -16,7 +17,7 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? reset_state=None) -> Tensor");
   // s_t = d_t * (v_t + W s_{t-1}) from s_0, and each row's last s [G, B, H]. Adjoint: q_t = d_t *
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
-  // factor is h and d = 1 - h^2; 2 factor is h and d = [h > 0]. No v or s0 stands for zero. An
+  // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
   // none.
   m.def(
@@ -24,6 +25,20 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
       "int float32_products=0, Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
       "(Tensor, Tensor)");
+  // With a leak. With gain: h_t = keep_t * h_{t-1} + gain_t * r_t, r_t = phi(u_t + W h_{t-1}), h_0
+  // = initial. Without: v_t = keep_t * v_{t-1} + u_t + W r_{t-1}, r_t = phi(v_t), v_0 = initial.
+  // Gives h or v, and r. keep and gain have u's shape and any strides.
+  m.def(
+      "leaky_recurrence(Tensor u, Tensor keep, Tensor? gain, Tensor weight, Tensor initial, "
+      "Tensor? batch_sizes, int reverse_groups, int nonlinearity, int float32_products=0, "
+      "Tensor? reset=None, Tensor? reset_state=None) -> (Tensor, Tensor)");
+  // What their derivatives are made of, d = factor: outer, m_t = w_t + keep_t * m_{t-1} + d_t * (W
+  // m_{t-1}); inner, m_t = w_t + keep_t * m_{t-1} + W (d_{t-1} * m_{t-1}). Adjoint: the transposed
+  // map. A walk begins with zero, and goes on with zero after a reset or a multiple of window.
+  m.def(
+      "leaky_linear(Tensor w, Tensor keep, Tensor factor, Tensor weight, Tensor? batch_sizes, "
+      "int reverse_groups, bool inner, bool adjoint, int float32_products=0, Tensor? reset=None, "
+      "int window=0) -> Tensor");
   // A whole layer on the CPU, float32 or float64: u = x W_ih^T + b_ih + b_hh, then the recurrence.
   // x [T, B, I] or [N, I]; weight_ih [G * H, I]; weight_hh [G, H, H] or [H, H]; biases [G * H].
   // Gives h [T, B, G * H] or [N, G * H], and each row's last h.

@@ -11,11 +11,18 @@ enum class Type : int32_t { float32, float64, bfloat16, float16 };
 
 // recurrence         h_t = phi(u_t + W h_{t-1})
 // linear recurrence  s_t = d_t * (v_t + W s_{t-1})
-enum class Primitive : int32_t { recurrence, linear };
+// leaky_rate         h_t = k_t * h_{t-1} + a_t * r_t,  r_t = phi(u_t + W h_{t-1})
+// leaky_voltage      v_t = k_t * v_{t-1} + u_t + W r_{t-1},  r_t = phi(v_t)
+// outer              m_t = w_t + k_t * m_{t-1} + d_t * (W m_{t-1})
+// inner              m_t = w_t + k_t * m_{t-1} + W (d_{t-1} * m_{t-1})
+// The last two begin with zero, and have no initial state, no last one and no replacement.
+enum class Primitive : int32_t { recurrence, linear, leaky_rate, leaky_voltage, outer, inner };
 
-// Recurrence: which phi. Linear recurrence: where d_t comes from. `given` means that `factor` is
-// d itself; otherwise `factor` is h, and d = 1 - h^2 (tanh) or [h > 0] (relu).
-enum class Phi : int32_t { given = 0, tanh = 1, relu = 2 };
+// The two recurrences with and the two without a leak: which phi. Linear recurrence: where d_t
+// comes from. `given` means that `factor` is d itself; otherwise `factor` is h, and d = phi' is
+// taken from it: 1 - h^2 (tanh), [h > 0] (relu), h (1 - h) (sigmoid), 1 - e^-h (softplus), 1
+// (identity).
+enum class Phi : int32_t { given = 0, tanh = 1, relu = 2, sigmoid = 3, softplus = 4, identity = 5 };
 
 // A sequence [T, B, G, H] whose last dimension is contiguous. Element (t, b, g, n) lies at
 // data[origin(t) + b * row + g * group + n], where origin(t) is t * step, or first_rows[t] * row
@@ -60,7 +67,10 @@ struct Cuts {
 struct Problem {
   Primitive primitive;
   Phi phi;
-  // Walk every group the other way in time, with W^T: q_t = d_t * (v_t + r_t), r_t = W^T q_{t+1}.
+  // Walk every group the other way in time, with W^T:
+  //   linear  q_t = d_t * (v_t + r_t), r_t = W^T q_{t+1}
+  //   outer   y_t = w_t + k_{t+1} * y_{t+1} + W^T (d_{t+1} * y_{t+1})
+  //   inner   y_t = w_t + k_{t+1} * y_{t+1} + d_t * (W^T y_{t+1})
   bool adjoint;
   Type type;
   int64_t T, B, G, H;
@@ -70,13 +80,15 @@ struct Problem {
   // at [T]. Both null: B rows at every step.
   const int64_t* batch_sizes;
   const int64_t* first_rows;
-  Sequence drive;   // u or v; null v stands for zero
-  Sequence factor;  // d or h; linear recurrence only
+  Sequence drive;   // u, v or w; null v stands for zero
+  Sequence factor;  // d, h or a; not of recurrence and leaky_voltage
+  Sequence keep;    // k; of those with a leak
   Weights weight;
   // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the
   // cotangent of the last state. Null stands for zero, and then no product is taken with it at all.
   State initial;
-  Sequence out;  // h, in the place of u; or s
+  Sequence out;   // h, in the place of u; or s, h, v, m
+  Sequence rate;  // r, of leaky_rate and leaky_voltage
   // Where each row's walk ends: h or s after its last step; adjoint: W^T q_1, the cotangent of s_0.
   State last;
   Cuts cuts;
@@ -119,6 +131,9 @@ inline int64_t first_row(const Problem& p, int64_t t) {
   if (!p.first_rows) return t * p.B;
   return t < p.T ? p.first_rows[t] : (t == 0 ? 0 : p.first_rows[t - 1] + p.batch_sizes[t - 1]);
 }
+
+// Whether the state that is carried is apart from what W multiplies.
+inline bool has_leak(const Problem& p) { return p.primitive >= Primitive::leaky_rate; }
 
 // Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
 inline bool may_cut(const Problem& p, int64_t t) {

@@ -7,6 +7,7 @@ from .functional import rnn
 from .inspection.diagnosis import Diagnosis, diagnose
 from .inspection.monitor import GradientMonitor
 from .inspection.trace import Trace, trace
+from .leaky import LeakyRNN
 from .module import RNN
 from .streams import Window, checkpointed_loss, truncated_bptt
 
@@ -15,6 +16,7 @@ __all__ = [
     "RNN",
     "Diagnosis",
     "GradientMonitor",
+    "LeakyRNN",
     "Trace",
     "Window",
     "__version__",

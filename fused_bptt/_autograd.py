@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops
+from ._algebra import add, curvature, groups_of, multiply, primals, sum_of_products
 from ._batching import batched, into_rows, unfold
 from ._steps import Steps
 
@@ -547,10 +548,10 @@ class Recurrence(torch.autograd.Function):
         _, need_weight, *_, need_reset_state, _ = ctx.needs_input_grad
         walk = (batch_sizes, ctx.reverse_groups, ctx.phi, True, reset, None, ctx.window)
         q, h0_bar = linear_recurrence(h, g, weight, g_n, *walk)
-        steps = Steps(h, batch_sizes, _groups(weight), ctx.reverse_groups, reset, ctx.window)
+        steps = Steps(h, batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
         weight_bar = None
         if need_weight:
-            weight_bar = _sum_of_products(steps, weight, q, h, h0, reset_state, keep=True)
+            weight_bar = sum_of_products(steps, weight, q, h, h0, reset_state, keep=True)
         reset_state_bar = steps.sums_after_resets(q) @ weight if need_reset_state else None
         return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None
 
@@ -584,7 +585,7 @@ class Recurrence(torch.autograd.Function):
 
         states, dims = (h0, reset_state), (*in_dims[:3], in_dims[7], in_dims[6])
         walked = (batch_sizes, reverse_groups)
-        return batched(walk, info.batch_size, (u,), weight, states, reset, dims, *walked)
+        return batched(walk, info.batch_size, (u,), weight, states, reset, dims, *walked, 1)
 
     @staticmethod
     def jvp(
@@ -600,12 +601,12 @@ class Recurrence(torch.autograd.Function):
         _window: None,
     ) -> tuple[Tensor, Tensor]:
         with forward_ad._set_fwd_grad_enabled(True):
-            h, weight, h0, batch_sizes, reset, reset_state = _primals(ctx.saved_tensors)
+            h, weight, h0, batch_sizes, reset, reset_state = primals(ctx.saved_tensors)
             v = u_dot
             if weight_dot is not None:
-                walk = (batch_sizes, _groups(weight), ctx.reverse_groups, reset, ctx.window)
+                walk = (batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
                 before = Steps(h, *walk).previous(h, h0, reset_state, keep=True)
-                v = _add(v, _multiply(before, weight_dot.mT))
+                v = add(v, multiply(before, weight_dot.mT))
             cuts = (reset, reset_state_dot, ctx.window)
             return linear_recurrence(
                 h, v, weight, h0_dot, batch_sizes, ctx.reverse_groups, ctx.phi, False, *cuts
@@ -652,17 +653,17 @@ class LinearRecurrence(torch.autograd.Function):
         # adjoint y_t = d_t ⊙ (. + r_t), r_t = Wᵀ y_{t+1} from r_T.
         x, y, x_in, y_in = (p, s, c, v) if ctx.adjoint else (s, p, v, c)
         x_0, r_last = (c_last, s0) if ctx.adjoint else (s0, c_last)
-        steps = Steps(s, batch_sizes, _groups(weight), ctx.reverse_groups, reset, ctx.window)
+        steps = Steps(s, batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
 
         factor_bar = None
-        if need_factor and ctx.derivative != _ops.RELU:  # [h > 0] has derivative zero
-            before = _multiply(steps.previous(x, x_0, reset_state), weight.mT)
-            r = steps.following(_multiply(y, weight), r_last)
+        if need_factor and ctx.derivative not in (_ops.RELU, _ops.IDENTITY):  # their d is flat
+            before = multiply(steps.previous(x, x_0, reset_state), weight.mT)
+            r = steps.following(multiply(y, weight), r_last)
             d_bar = (before if x_in is None else before + x_in) * (r if y_in is None else r + y_in)
-            factor_bar = d_bar if ctx.derivative == _ops.GIVEN else -2 * factor * d_bar
+            factor_bar = d_bar * curvature(factor, ctx.derivative)
         weight_bar = None
         if need_weight:
-            weight_bar = _sum_of_products(steps, weight, y, x, x_0, reset_state)
+            weight_bar = sum_of_products(steps, weight, y, x, x_0, reset_state)
         return (
             factor_bar,
             p if need_v else None,
@@ -710,7 +711,7 @@ class LinearRecurrence(torch.autograd.Function):
         sequences, states = (factor, v), (s0, reset_state)
         dims = (*in_dims[:4], in_dims[9], in_dims[8])
         walked = (batch_sizes, reverse_groups)
-        return batched(walk, info.batch_size, sequences, weight, states, reset, dims, *walked)
+        return batched(walk, info.batch_size, sequences, weight, states, reset, dims, *walked, 1)
 
     @staticmethod
     def jvp(
@@ -731,9 +732,9 @@ class LinearRecurrence(torch.autograd.Function):
         # ṡ - e is a linear recurrence with the same d and W, driven by v̇_t + Ẇ s_{t-1} + W e_{t-1}.
         # Likewise the adjoint, with Wᵀ and the step after in place of the step before.
         with forward_ad._set_fwd_grad_enabled(True):
-            s, factor, v, weight, s0, batch_sizes, reset, reset_state = _primals(ctx.saved_tensors)
+            s, factor, v, weight, s0, batch_sizes, reset, reset_state = primals(ctx.saved_tensors)
             derivative, adjoint = ctx.derivative, ctx.adjoint
-            walk = (batch_sizes, _groups(weight), ctx.reverse_groups, reset, ctx.window)
+            walk = (batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
             steps = Steps(s, *walk)
 
             def carried(
@@ -741,29 +742,29 @@ class LinearRecurrence(torch.autograd.Function):
             ) -> Tensor:
                 """What each step is handed: W x_{t-1}; or Wᵀ x_{t+1}, `end` after the last."""
                 if adjoint:
-                    return steps.following(_multiply(x, matrix), end)
-                return _multiply(steps.previous(x, end, replacement), matrix.mT)
+                    return steps.following(multiply(x, matrix), end)
+                return multiply(steps.previous(x, end, replacement), matrix.mT)
 
             e = None
-            if factor_dot is not None and derivative != _ops.RELU:
-                d_dot = factor_dot if derivative == _ops.GIVEN else -2 * factor * factor_dot
-                e = d_dot * _add(v, carried(weight, s, s0, reset_state))
+            if factor_dot is not None and derivative not in (_ops.RELU, _ops.IDENTITY):
+                d_dot = factor_dot * curvature(factor, derivative)
+                e = d_dot * add(v, carried(weight, s, s0, reset_state))
             drive = v_dot
             if weight_dot is not None:
                 none = None if adjoint else s0  # s0 of the adjoint has been multiplied already
-                drive = _add(drive, carried(weight_dot, s, none, reset_state))
+                drive = add(drive, carried(weight_dot, s, none, reset_state))
             if e is not None:
-                drive = _add(drive, carried(weight, e, None, None))
+                drive = add(drive, carried(weight, e, None, None))
             walked = (batch_sizes, ctx.reverse_groups, derivative, adjoint)
             cuts = (reset, reset_state_dot, ctx.window)
             s_dot, last_dot = linear_recurrence(factor, drive, weight, s0_dot, *walked, *cuts)
             if adjoint and weight_dot is not None:
-                last_dot = last_dot + steps.to_initial(_multiply(s, weight_dot))
+                last_dot = last_dot + steps.to_initial(multiply(s, weight_dot))
             if e is not None:
                 last_dot = last_dot + (
-                    steps.to_initial(_multiply(e, weight)) if adjoint else steps.last(e)
+                    steps.to_initial(multiply(e, weight)) if adjoint else steps.last(e)
                 )
-            return _add(e, s_dot), last_dot
+            return add(e, s_dot), last_dot
 
 
 def _stack(
@@ -782,46 +783,9 @@ def _stack(
     return torch.cat(weight_ih), torch.stack(weight_hh), bias_ih, bias_hh
 
 
-def _primals(saved: Sequence[Tensor | None]) -> list[Any]:
-    """Of what ``jvp`` finds saved, the values without the tangents that ``jvp`` is to make.
-
-    torch calls ``jvp`` with forward mode off, so tangents of tangents would be lost: zero instead
-    of a second derivative. With forward mode on, the saved tensors' own tangents must not count.
-    """
-    return [
-        x if x is None or not x.is_floating_point() else forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-untyped-call]
-        for x in saved
-    ]
-
-
-def _groups(weight: Tensor) -> int:
-    """G of weight [G, H, H]; 1 of [H, H]."""
-    return weight.size(0) if weight.dim() == 3 else 1
-
-
 def _given(tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Those that are not None."""
     return tuple(tensor for tensor in tensors if tensor is not None)
-
-
-def _add(x: Tensor | None, y: Tensor) -> Tensor:
-    """x + y, where nothing is zero."""
-    return y if x is None else x + y
-
-
-def _sum_of_products(
-    steps: Steps,
-    weight: Tensor,
-    y: Tensor,
-    x: Tensor,
-    x0: Tensor | None,
-    replacement: Tensor | None,
-    keep: bool = False,
-) -> Tensor:
-    """:meth:`Steps.sums_of_products` of sequences, of weight's shape."""
-    rows = (steps.rows, _groups(weight) * weight.size(-1))
-    sums = steps.sums_of_products(y.reshape(rows), x.reshape(rows), x0, replacement, keep)
-    return torch.stack(sums) if weight.dim() == 3 else sums[0]
 
 
 def _split(x: Tensor, directions: int) -> Tensor:
@@ -841,11 +805,3 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
 def _rows(x: Tensor) -> Tensor:
     """[..., N] as [rows, N]."""
     return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.size(-1))
-
-
-def _multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """Each row of x [..., G, H] times its group's matrix [G, H, H]; G may be left out."""
-    if weight.dim() == 2:
-        return x @ weight
-    rows = x.reshape(-1, *weight.shape[:2]).transpose(0, 1)
-    return torch.bmm(rows, weight).transpose(0, 1).reshape(x.shape)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-#: (sequences, weight, states, reset, batch_sizes, reverse_groups) to (sequence, state).
+#: (sequences, weight, states, reset, batch_sizes, reverse_groups) to sequences, and states.
 Walk = Callable[
     [
         Sequence[Tensor | None],
@@ -20,7 +20,7 @@ Walk = Callable[
         Tensor | None,
         int,
     ],
-    tuple[Tensor, Tensor],
+    tuple[Tensor, ...],
 ]
 
 
@@ -34,7 +34,8 @@ def batched(
     dims: Sequence[int | None],
     batch_sizes: Tensor | None,
     reverse_groups: int,
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    states_found: int = 0,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """``walk`` over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
 
     Args:
@@ -45,9 +46,10 @@ def batched(
         dims: of each sequence, the weight, each state and reset; None where there is none.
         batch_sizes: int64 [T] when packed, of one member; the same for all.
         reverse_groups: of one member.
+        states_found: how many of the last results are states; the others are sequences.
 
     Returns:
-        The sequence and the state with the additional dimension in front, and (0, 0).
+        What ``walk`` gives with the additional dimension in front, and a zero for each.
     """
     count = len(sequences)
     sequence_dims, weight_dim, state_dims = dims[:count], dims[count], dims[count + 1 : -1]
@@ -96,7 +98,7 @@ def batched(
     else:
         folded = weight if grouped else weight.unsqueeze(0)
         batch_sizes = None if batch_sizes is None else batch_sizes * size
-    h, last = walk(
+    found = walk(
         [fold_sequence(x, dim) for x, dim in zip(sequences, sequence_dims, strict=True)],
         folded,
         [fold_state(x, dim) for x, dim in zip(states, state_dims, strict=True)],
@@ -104,11 +106,14 @@ def batched(
         batch_sizes,
         reverse_groups,
     )
-    if into_groups:
-        h, last = unfold(h, h.dim() - 2, size), unfold(last, 0, size)
-    else:
-        h, last = unfold(h, rows - 1, size), unfold(last, 1, size)
-    return (h if grouped else h.squeeze(-2), last), (0, 0)
+    results = []
+    for index, x in enumerate(found):
+        if index >= len(found) - states_found:
+            results.append(unfold(x, 0 if into_groups else 1, size))
+        else:
+            x = unfold(x, x.dim() - 2 if into_groups else rows - 1, size)
+            results.append(x if grouped else x.squeeze(-2))
+    return tuple(results), (0,) * len(results)
 
 
 def into_rows(x: Tensor, dim: int | None, size: int, rows: int) -> Tensor:

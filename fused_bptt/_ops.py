@@ -23,6 +23,8 @@ torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
 
 _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
+_leaky_recurrence = torch.ops.fused_bptt.leaky_recurrence.default
+_leaky_linear = torch.ops.fused_bptt.leaky_linear.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
 LAYER = torch.ops.fused_bptt.layer.default
 _layer_backward = torch.ops.fused_bptt.layer_backward.default
@@ -32,7 +34,7 @@ _layer_backward_ = torch.ops.fused_bptt.layer_backward_.default
 unsafe_view = torch.ops.aten._unsafe_view.default
 
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
-GIVEN, TANH, RELU = 0, 1, 2
+GIVEN, TANH, RELU, SIGMOID, SOFTPLUS, IDENTITY = range(6)
 
 #: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
 #: which nothing chooses until its error has been measured on a GPU.
@@ -59,7 +61,7 @@ def recurrence_(
         h0: [G, B, H].
         batch_sizes: int64 [T] on the CPU, never increasing, as in ``PackedSequence``; or None.
         reverse_groups: the last so many groups walk time backwards.
-        nonlinearity: ``TANH`` or ``RELU``.
+        nonlinearity: ``TANH``, ``RELU``, ``SIGMOID``, ``SOFTPLUS`` or ``IDENTITY``.
         reset: bool [T, B], or [T, B, G] (packed: [N], [N, G]): where it is true, the state between
             the step before in time and this one is replaced, in either direction. A walk's own end
             is not: h_0 where it walks down from the last step.
@@ -112,7 +114,8 @@ def linear_recurrence(
         s0: s_0, or, adjoint, r_T; [G, B, H], or None for zero.
         batch_sizes: as in :func:`recurrence_`.
         reverse_groups: as in :func:`recurrence_`.
-        derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
+        derivative: ``GIVEN``, ``TANH`` (d = 1 - h²), ``RELU`` (d = [h > 0]), ``SIGMOID``
+            (d = h (1 - h)), ``SOFTPLUS`` (d = 1 - e^-h) or ``IDENTITY`` (d = 1).
         adjoint: walk every group the other way in time, with Wᵀ.
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
@@ -138,6 +141,106 @@ def linear_recurrence(
         float32_products(factor),
         reset,
         reset_state,
+        window,
+    )
+
+
+def leaky_recurrence(
+    u: Tensor,
+    keep: Tensor,
+    gain: Tensor | None,
+    weight: Tensor,
+    initial: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A recurrence with a leak, for every group; no autograd.
+
+    - with gain: h_t = keep_t ⊙ h_{t-1} + gain_t ⊙ r_t, r_t = φ(u_t + W h_{t-1});
+    - without: v_t = keep_t ⊙ v_{t-1} + u_t + W r_{t-1}, r_t = φ(v_t).
+
+    Args:
+        u: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
+        keep, gain: of u's shape, any strides, 0 included.
+        weight: [G, H, H]; or [H, H] for one group, and then u is [T, B, H] or [N, H].
+        initial: h_0 or v_0, [G, B, H].
+        batch_sizes, reverse_groups, nonlinearity, reset, reset_state: as in :func:`recurrence_`.
+
+    float32 on CUDA: products are as :func:`float32_products` says.
+
+    Returns:
+        h or v, and r, contiguous, of u's shape and dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _leaky_recurrence(  # type: ignore[no-any-return]
+        u,
+        keep,
+        gain,
+        weight,
+        initial,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        float32_products(u),
+        reset,
+        reset_state,
+    )
+
+
+def leaky_linear(
+    w: Tensor,
+    keep: Tensor,
+    factor: Tensor,
+    weight: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    inner: bool,
+    adjoint: bool,
+    reset: Tensor | None = None,
+    window: int = 0,
+) -> Tensor:
+    """The linear walks that the derivatives of :func:`leaky_recurrence` are made of; no autograd.
+
+    With d = ``factor``, from zero:
+
+    - outer: m_t = w_t + keep_t ⊙ m_{t-1} + d_t ⊙ (W m_{t-1});
+    - inner: m_t = w_t + keep_t ⊙ m_{t-1} + W (d_{t-1} ⊙ m_{t-1});
+    - adjoint of outer: y_t = w_t + keep_{t+1} ⊙ y_{t+1} + Wᵀ (d_{t+1} ⊙ y_{t+1});
+    - adjoint of inner: y_t = w_t + keep_{t+1} ⊙ y_{t+1} + d_t ⊙ (Wᵀ y_{t+1}).
+
+    Args:
+        w: [T, B, G, H], or packed rows [N, G, H] with ``batch_sizes``.
+        keep, factor: of w's shape, any strides, 0 included.
+        weight: [G, H, H]; or [H, H] for one group, and then w is [T, B, H] or [N, H].
+        batch_sizes, reverse_groups: as in :func:`recurrence_`.
+        inner: inner; else outer.
+        adjoint: the adjoint.
+        reset, window: nothing is carried across; as in :func:`linear_recurrence`.
+
+    float32 on CUDA: products are as :func:`float32_products` says.
+
+    Returns:
+        m (or y), contiguous, of w's shape and dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _leaky_linear(  # type: ignore[no-any-return]
+        w,
+        keep,
+        factor,
+        weight,
+        batch_sizes,
+        reverse_groups,
+        inner,
+        adjoint,
+        float32_products(w),
+        reset,
         window,
     )
 
@@ -364,6 +467,42 @@ def _(
         batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
     groups = weight.size(0) if weight.dim() == 3 else 1
     return factor.new_empty(factor.shape), factor.new_empty(groups, batch, factor.size(-1))
+
+
+@torch.library.register_fake("fused_bptt::leaky_recurrence")  # type: ignore[untyped-decorator]
+def _(
+    u: Tensor,
+    keep: Tensor,
+    gain: Tensor | None,
+    weight: Tensor,
+    initial: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    float32_products: int = 0,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check_devices(u, keep, gain, weight, initial, reset, reset_state)
+    return u.new_empty(u.shape), u.new_empty(u.shape)
+
+
+@torch.library.register_fake("fused_bptt::leaky_linear")  # type: ignore[untyped-decorator]
+def _(
+    w: Tensor,
+    keep: Tensor,
+    factor: Tensor,
+    weight: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    inner: bool,
+    adjoint: bool,
+    float32_products: int = 0,
+    reset: Tensor | None = None,
+    window: int = 0,
+) -> Tensor:
+    _check_devices(w, keep, factor, weight, reset)
+    return w.new_empty(w.shape)
 
 
 @torch.library.register_fake("fused_bptt::layer")  # type: ignore[untyped-decorator]

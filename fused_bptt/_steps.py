@@ -107,7 +107,7 @@ class Steps:
         found = self._shifted(x, x0, to_later=True)
         if self.rows == 0:
             return found
-        rows = found.reshape(self.rows, self.groups, -1)
+        rows = self._grouped(found)
         if self.window:
             cut = self._cut_before(self._in_window())
             rows = torch.where(cut, rows.detach() if keep else torch.zeros_like(rows), rows)
@@ -127,19 +127,19 @@ class Steps:
         if cut is None:
             return found
         after = self._shifted(cut, None, to_later=False)
-        rows = found.reshape(self.rows, self.groups, -1)
+        rows = self._grouped(found)
         return rows.masked_fill(after, 0).view(r.shape)
 
     def to_initial(self, x: Tensor) -> Tensor:
         """:meth:`first` where a walk begins with its initial state; zero where it is cut off it."""
         cut = self._cuts()
         if cut is not None:
-            x = x.reshape(self.rows, self.groups, -1).masked_fill(cut, 0)
+            x = self._grouped(x).masked_fill(cut, 0)
         return self.first(x)
 
     def sums_after_resets(self, y: Tensor) -> Tensor:
         """Σ of y over each row's steps that begin with a replaced state, [G, B, H]."""
-        rows = y.reshape(self.rows, self.groups, -1)
+        rows = self._grouped(y)
         if self.rows == 0:
             return rows.new_zeros(self.groups, self.batch, rows.size(-1))
         rows = rows.masked_fill(~self._cut_before(self._resets()), 0)
@@ -157,6 +157,11 @@ class Steps:
     def last(self, x: Tensor) -> Tensor:
         """Each sequence's row of x at the last step of its walk, [G, B, H]; zero if T = 0."""
         return self._ends(x, at_start=False)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """A sequence, or rows [N, G * H], as rows [N, G, H]."""
+        size = x.size(-1) // self.groups if x.dim() == 2 else x.size(-1)
+        return x.reshape(self.rows, self.groups, size)
 
     def _resets(self) -> Tensor:
         """``reset`` as rows, bool [N, G, 1]."""
@@ -198,7 +203,7 @@ class Steps:
         return state.index_select(0, batch_rows(self.batch_sizes).to(state.device))
 
     def _ends(self, x: Tensor, at_start: bool) -> Tensor:
-        rows = x.reshape(self.rows, self.groups, -1)
+        rows = self._grouped(x)
         if self.rows == 0:
             return x.new_zeros(self.groups, self.batch, x.size(-1))
         parts = [self._start(rows[:, a:b], backwards == at_start) for a, b, backwards in self.ways]
@@ -207,7 +212,7 @@ class Steps:
     def _shifted(self, x: Tensor, end: Tensor | None, to_later: bool) -> Tensor:
         if self.rows == 0:
             return x
-        rows = x.reshape(self.rows, self.groups, -1)
+        rows = self._grouped(x)
         parts = []
         for a, b, backwards in self.ways:
             way = rows[:, a:b]

@@ -14,7 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _checkpoint, _ops
 from ._autograd import layer
 
-_NONLINEARITIES = {"tanh": _ops.TANH, "relu": _ops.RELU}
+_NONLINEARITIES = {
+    "tanh": _ops.TANH,
+    "relu": _ops.RELU,
+    "sigmoid": _ops.SIGMOID,
+    "softplus": _ops.SOFTPLUS,
+    "identity": _ops.IDENTITY,
+}
 
 
 @overload
@@ -114,7 +120,8 @@ def rnn(
         weights: for each layer, for each direction: ``weight_ih`` [H, I] ([H, D * H] above the
             first layer), ``weight_hh`` [H, H], and, with ``bias``, ``bias_ih`` [H], ``bias_hh``
             [H]: the order of ``nn.RNN``'s parameters.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        nonlinearity: φ, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` (without a threshold)
+            or ``"identity"``; the last three on the CPU. Default ``"tanh"``.
         bias: whether ``weights`` contains biases. Default True.
         num_layers: number of layers. Default 1.
         dropout: probability of zeroing an output of every layer but the last while ``training``.
@@ -288,7 +295,8 @@ def _check_options(
     bidirectional: bool,
 ) -> int:
     if nonlinearity not in _NONLINEARITIES:
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        names = ", ".join(f"'{name}'" for name in _NONLINEARITIES)
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {names}.")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
     if num_layers <= 0:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from fused_bptt import _ops
 
 
 def taped_rnn(
@@ -65,3 +67,68 @@ def taped_rnn(
         steps = [torch.cat(of_step, dim=-1) for of_step in zip(*outputs, strict=True)]
     output = torch.cat(steps) if batch_sizes is not None else torch.stack(steps)
     return output, torch.stack(last_states)
+
+
+ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
+    _ops.TANH: torch.tanh,
+    _ops.RELU: torch.relu,
+    _ops.SIGMOID: torch.sigmoid,
+    _ops.SOFTPLUS: lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    _ops.IDENTITY: lambda x: x,
+}
+
+
+def taped_leaky(
+    u: Tensor,
+    keep: Tensor,
+    gain: Tensor | None,
+    weight: Tensor,
+    initial: Tensor,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    phi: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """What `leaky_recurrence` computes; sequences [T, B, G, H] or [N, G, H]."""
+    sizes = [u.size(1)] * u.size(0) if batch_sizes is None else batch_sizes.tolist()
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    flat = [
+        None if x is None else x.reshape(sum(sizes), *x.shape[x.dim() - 2 :])
+        for x in (u, keep, gain)
+    ]
+    mask = None if reset is None else reset.reshape(sum(sizes), -1).expand(-1, weight.size(0))
+    states, rates = [], []
+    for group in range(weight.size(0)):
+        backwards = group >= weight.size(0) - reverse_groups
+        x = initial[group]
+        found: list[tuple[Tensor, Tensor]] = []
+        for t in range(len(sizes))[:: -1 if backwards else 1]:
+            boundary = t + backwards
+            if boundary < len(sizes) and (boundary > 0 or not backwards):
+                at, count = ends[boundary] - sizes[boundary], sizes[boundary]
+                carried = x[:count]
+                if window and boundary > 0 and boundary % window == 0:
+                    carried = carried.detach()
+                if mask is not None:
+                    other = torch.zeros_like(x) if reset_state is None else reset_state[group]
+                    cut = mask[at : at + count, group, None]
+                    carried = torch.where(cut, other[:count], carried)
+                x = torch.cat([carried, x[count:]])
+            rows = slice(ends[t] - sizes[t], ends[t])
+            drive, kept, share = (None if s is None else s[rows, group] for s in flat)
+            assert drive is not None
+            before = x[: sizes[t]]
+            if share is None:
+                after = kept * before + drive + ACTIVATIONS[phi](before) @ weight[group].mT
+                rate = ACTIVATIONS[phi](after)
+            else:
+                rate = ACTIVATIONS[phi](drive + before @ weight[group].mT)
+                after = kept * before + share * rate
+            x = torch.cat([after, x[sizes[t] :]])
+            found.append((after, rate))
+        found = found[::-1] if backwards else found
+        states.append(torch.cat([after for after, _ in found]))
+        rates.append(torch.cat([rate for _, rate in found]))
+    return torch.stack(states, 1).view(u.shape), torch.stack(rates, 1).view(u.shape)

@@ -498,7 +498,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "h0-type": ("h0", {"h0": dense(2, 3, 5, dtype=DOUBLE)}),
     "reverse-groups": ("reverse_groups", {"reverse_groups": 3}),
     "reverse-groups-negative": ("reverse_groups", {"reverse_groups": -1}),
-    "nonlinearity": ("nonlinearity", {"nonlinearity": 3}),
+    "nonlinearity": ("nonlinearity", {"nonlinearity": 6}),
     "nonlinearity-given": ("nonlinearity", {"nonlinearity": 0}),
     "sizes-sum": ("batch_sizes", {"x": dense(9, 7), "batch_sizes": torch.tensor([3, 3, 2])}),
     "sizes-more": ("batch_sizes", {"x": dense(7, 7), "batch_sizes": torch.tensor([3, 3, 2])}),

@@ -192,7 +192,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "h0-type": ("h0", {"h0": dense(2, 3, 5, dtype=torch.bfloat16)}),
     "reverse-groups": ("reverse_groups", {"reverse_groups": 3}),
     "reverse-groups-negative": ("reverse_groups", {"reverse_groups": -1}),
-    "nonlinearity": ("nonlinearity", {"nonlinearity": 3}),
+    "nonlinearity": ("nonlinearity", {"nonlinearity": 6}),
     "nonlinearity-given": ("nonlinearity", {"nonlinearity": 0}),
     "sizes-sum": ("batch_sizes", {"u": dense(9, 2, 5), "batch_sizes": torch.tensor([3, 3, 2])}),
     "sizes-grow": ("batch_sizes", {"u": dense(9, 2, 5), "batch_sizes": torch.tensor([3, 2, 4])}),

@@ -21,6 +21,8 @@ FLOOR_ULPS = 4
 
 # The kernels' own tanh, in units of the last place of the exact value.
 TANH_ULPS = {torch.float32: 1.5, torch.float64: 2.0}
+# Their sigmoid and softplus, of either type.
+ACTIVATION_ULPS = 2.5
 
 Named = dict[str, Tensor]
 

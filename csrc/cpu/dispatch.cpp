@@ -56,7 +56,7 @@ void start(const Kernels& kernels, const Problem& p, const Layer* layer, int64_t
   const int64_t columns = round_up(p.H, machine_of(kernels, p.type).lanes);
   const int64_t carry_stride = odd_lines(columns, bytes);
   const int64_t weights = round_up(p.G * p.H * columns * bytes, 64);
-  const int64_t carry = p.G * 2 * p.B * carry_stride * bytes;
+  const int64_t carry = p.G * (has_leak(p) ? 3 : 2) * p.B * carry_stride * bytes;
   const Scratch scratch(weights + carry + products);
   std::byte* const at = scratch.data();
   const std::unique_ptr<Barrier[]> barriers(new Barrier[static_cast<size_t>(threads) + 1]);

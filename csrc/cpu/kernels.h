@@ -13,7 +13,8 @@ namespace fused_bptt {
 // One call's working memory and meeting points, shared by its threads.
 struct Workspace {
   std::byte* weights;  // [G][panels of H * vectors * lanes] in the compute type
-  std::byte* carry;    // [G][2][B][carry_stride] in the compute type
+  // [G][2][B][carry_stride] in the compute type; with a leak 3, the last one memory.
+  std::byte* carry;
   int64_t carry_stride;
   std::byte* products;  // a layer's packed input weights, bias, q and panels
   Barrier* everyone;

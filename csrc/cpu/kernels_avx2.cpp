@@ -31,6 +31,7 @@ constexpr int kVectorBytes = 32;
 #include "simd_avx2.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
+#include "exponential-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"

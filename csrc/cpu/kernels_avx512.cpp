@@ -33,6 +33,7 @@ constexpr int kVectorBytes = 64;
 #include "simd_avx512.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
+#include "exponential-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"

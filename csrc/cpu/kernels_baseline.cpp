@@ -22,6 +22,7 @@ constexpr int kVectorBytes = 16;
 #include "simd_baseline.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
+#include "exponential-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"

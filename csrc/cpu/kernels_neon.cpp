@@ -24,6 +24,7 @@ constexpr int kVectorBytes = 16;
 #include "simd_neon.h"
 #include "simd-inl.h"
 #include "tanh-inl.h"
+#include "exponential-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"

@@ -37,6 +37,27 @@ std::tuple<Tensor, Tensor> linear_recurrence(
   return {*bridged.out, *bridged.last};
 }
 
+std::tuple<Tensor, Tensor> leaky_recurrence(
+    const Tensor& u, const Tensor& keep, const std::optional<Tensor>& gain, const Tensor& weight,
+    const Tensor& initial, const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+    int64_t nonlinearity, int64_t /*float32_products*/, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state) {
+  const Bridged bridged = bridge_leaky_recurrence(u, keep, gain, weight, initial, batch_sizes,
+                                                  reverse_groups, nonlinearity, reset, reset_state);
+  solve(bridged.problem);
+  return {*bridged.out, *bridged.rate};
+}
+
+Tensor leaky_linear(const Tensor& w, const Tensor& keep, const Tensor& factor, const Tensor& weight,
+                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, bool inner,
+                    bool adjoint, int64_t /*float32_products*/, const std::optional<Tensor>& reset,
+                    int64_t window) {
+  const Bridged bridged = bridge_leaky_linear(w, keep, factor, weight, batch_sizes, reverse_groups,
+                                              inner, adjoint, reset, window);
+  solve(bridged.problem);
+  return *bridged.out;
+}
+
 std::tuple<Tensor, Tensor> layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
                                  const std::optional<Tensor>& bias_ih,
                                  const std::optional<Tensor>& bias_hh, const Tensor& h0,
@@ -86,6 +107,8 @@ std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
 STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("recurrence_", TORCH_BOX(&fused_bptt::recurrence_));
   m.impl("linear_recurrence", TORCH_BOX(&fused_bptt::linear_recurrence));
+  m.impl("leaky_recurrence", TORCH_BOX(&fused_bptt::leaky_recurrence));
+  m.impl("leaky_linear", TORCH_BOX(&fused_bptt::leaky_linear));
   m.impl("layer", TORCH_BOX(&fused_bptt::layer));
   m.impl("layer_backward", TORCH_BOX(&fused_bptt::layer_backward));
   m.impl("layer_backward_", TORCH_BOX(&fused_bptt::layer_backward_));

@@ -17,7 +17,8 @@ struct TanhConstants<float> {
   static constexpr int fraction_bits = 23;
   static constexpr Bits one_bits = 0x3f800000;
   static constexpr float shifter = 0x1.8p23f;
-  static constexpr float saturated = 10.0f;  // tanh rounds to 1 from 9.02
+  static constexpr float saturated = 10.0f;     // tanh rounds to 1 from 9.02
+  static constexpr float largest = 87.336540f;  // e^-a is a normal number up to here: 126 ln 2
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float p[] = {-0.3333328068256378f, 0.13331441581249237f, -0.05373971536755562f,
                                 0.02063908614218235f, -0.005704987794160843f};
@@ -31,7 +32,8 @@ struct TanhConstants<double> {
   static constexpr int fraction_bits = 52;
   static constexpr Bits one_bits = 0x3ff0000000000000;
   static constexpr double shifter = 0x1.8p52;
-  static constexpr double saturated = 20.0;  // tanh rounds to 1 from 19.1
+  static constexpr double saturated = 20.0;             // tanh rounds to 1 from 19.1
+  static constexpr double largest = 708.3964185322641;  // 1022 ln 2
   static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double p[] = {
       -0.33333333333332854,    0.1333333333326209,    -0.0539682539312671,    0.02186948757608539,

@@ -4,7 +4,7 @@
 // A step is, for every row b and unit n of a group,
 //
 //   sum[b, n] = sum over k of carry[b, k] * packed[k, n]        product: register tiles
-//   carry'[b, n] = phi(u + sum)  or  d * (v + sum)              epilogue, on the tile just made
+//   carry'[b, n] = phi(u + sum)  or  d * (v + sum)  or ...      epilogue, on the tile just made
 //   out[t, b, n] = carry'[b, n] rounded to the storage type
 //
 // Every sum is one chain of multiply-adds with k ascending, whatever the tile, so the bits of the
@@ -25,18 +25,34 @@ struct Tile {
   int64_t carry_row;
 };
 
+template <class C, Phi phi>
+inline Vec<C> activate(Vec<C> x) {
+  if constexpr (phi == Phi::tanh) return tanh<C>(x);
+  if constexpr (phi == Phi::relu) return C{0} > x ? Vec<C>{} : x;  // false for NaN, which passes
+  if constexpr (phi == Phi::sigmoid) return sigmoid<C>(x);
+  if constexpr (phi == Phi::softplus) return softplus<C>(x);
+  return x;
+}
+
+// d * x, where d is f itself or the slope of phi where it is f.
+template <class C, Phi phi>
+inline Vec<C> times_slope(Vec<C> f, Vec<C> x) {
+  if constexpr (phi == Phi::tanh) return fma(-f, f, broadcast(C{1})) * x;
+  if constexpr (phi == Phi::relu) return f <= C{0} ? Vec<C>{} : x;  // as ATen's threshold
+  if constexpr (phi == Phi::sigmoid) return fma(-f, f, f) * x;
+  if constexpr (phi == Phi::softplus) return one_minus_exp<C>(f) * x;
+  if constexpr (phi == Phi::identity) return x;
+  return f * x;
+}
+
 template <class S, class C, Primitive primitive, Phi phi>
 inline Vec<C> step_value(const Tile<S, C>& tile, int row, int column, int n, Vec<C> sum) {
   const Vec<C> x =
       tile.drive ? load<S, C>(tile.drive + row * tile.drive_row + column, n) + sum : sum;
   if constexpr (primitive == Primitive::recurrence) {
-    if constexpr (phi == Phi::tanh) return tanh<C>(x);
-    return C{0} > x ? Vec<C>{} : x;  // false for NaN, which therefore passes
+    return activate<C, phi>(x);
   } else {
-    const Vec<C> f = load<S, C>(tile.factor + row * tile.factor_row + column, n);
-    if constexpr (phi == Phi::tanh) return fma(-f, f, broadcast(C{1})) * x;
-    if constexpr (phi == Phi::relu) return f <= C{0} ? Vec<C>{} : x;  // as ATen's threshold
-    return f * x;
+    return times_slope<C, phi>(load<S, C>(tile.factor + row * tile.factor_row + column, n), x);
   }
 }
 
@@ -64,20 +80,101 @@ void epilogue(const Tile<S, C>& tile) {
 template <class S, class C>
 using Epilogue = void (*)(const Tile<S, C>&);
 
+// Calls f with p.phi as a constant of the compiler.
+template <class F>
+auto with_phi(Phi phi, const F& f) {
+  switch (phi) {
+    case Phi::tanh:
+      return f(std::integral_constant<Phi, Phi::tanh>{});
+    case Phi::relu:
+      return f(std::integral_constant<Phi, Phi::relu>{});
+    case Phi::sigmoid:
+      return f(std::integral_constant<Phi, Phi::sigmoid>{});
+    case Phi::softplus:
+      return f(std::integral_constant<Phi, Phi::softplus>{});
+    case Phi::identity:
+      return f(std::integral_constant<Phi, Phi::identity>{});
+    default:
+      return f(std::integral_constant<Phi, Phi::given>{});
+  }
+}
+
 template <class S, class C>
 Epilogue<S, C> epilogue_of(const Problem& p) {
-  if (p.primitive == Primitive::recurrence) {
-    return p.phi == Phi::tanh ? &epilogue<S, C, Primitive::recurrence, Phi::tanh>
-                              : &epilogue<S, C, Primitive::recurrence, Phi::relu>;
+  return with_phi(p.phi, [&](auto phi) -> Epilogue<S, C> {
+    return p.primitive == Primitive::recurrence
+               ? &epilogue<S, C, Primitive::recurrence, decltype(phi)::value>
+               : &epilogue<S, C, Primitive::linear, decltype(phi)::value>;
+  });
+}
+
+// ------------------------------------------------------------------------- epilogue with a leak
+
+// What is kept from step to step is apart from what is multiplied: the memory of a unit is read and
+// written by the thread that owns it alone, and so there is one of it.
+template <class S, class C>
+struct LeakyTile : Tile<S, C> {
+  const S* keep;
+  S* rate;
+  int64_t keep_row, rate_row;
+  C* memory;  // with the carry's stride
+};
+
+template <class S, class C, Primitive primitive, bool adjoint, Phi phi>
+void leaky_epilogue(const LeakyTile<S, C>& tile) {
+  constexpr int L = kLanes<C>;
+  for (int i = 0; i < tile.rows; ++i) {
+    C* carry = tile.carry + i * tile.carry_row;
+    C* memory = tile.memory + i * tile.carry_row;
+    for (int j = 0; j < tile.columns; j += L) {
+      const int n = std::min(L, tile.columns - j);
+      const auto read = [&](const S* p, int64_t row) { return load<S, C>(p + i * row + j, n); };
+      const Vec<C> sum = load_aligned(carry + j), past = load_aligned(memory + j);
+      const Vec<C> drive = read(tile.drive, tile.drive_row);
+      const Vec<C> keep = read(tile.keep, tile.keep_row);
+      Vec<C> x, rate, operand;
+      if constexpr (primitive == Primitive::leaky_rate) {
+        rate = activate<C, phi>(drive + sum);
+        x = fma(keep, past, read(tile.factor, tile.factor_row) * rate);
+        operand = x;
+      } else if constexpr (primitive == Primitive::leaky_voltage) {
+        x = fma(keep, past, drive + sum);
+        rate = activate<C, phi>(x);
+        operand = rate;
+      } else {
+        const Vec<C> d = read(tile.factor, tile.factor_row);
+        // d multiplies the sum, or what the next sum is taken of.
+        constexpr bool before = (primitive == Primitive::outer) != adjoint;
+        x = (adjoint ? past + drive : fma(keep, past, drive)) + (before ? d * sum : sum);
+        operand = before ? x : d * x;
+      }
+      store<S, C>(tile.out + i * tile.out_row + j, n, x);
+      if constexpr (phi != Phi::given) store<S, C>(tile.rate + i * tile.rate_row + j, n, rate);
+      store_aligned(carry + j, operand);
+      store_aligned(memory + j, adjoint ? keep * x : x);
+    }
   }
-  switch (p.phi) {
-    case Phi::tanh:
-      return &epilogue<S, C, Primitive::linear, Phi::tanh>;
-    case Phi::relu:
-      return &epilogue<S, C, Primitive::linear, Phi::relu>;
-    default:
-      return &epilogue<S, C, Primitive::linear, Phi::given>;
+}
+
+template <class S, class C>
+using LeakyEpilogue = void (*)(const LeakyTile<S, C>&);
+
+template <class S, class C>
+LeakyEpilogue<S, C> leaky_epilogue_of(const Problem& p) {
+  using enum Primitive;
+  if (p.primitive == outer) {
+    return p.adjoint ? &leaky_epilogue<S, C, outer, true, Phi::given>
+                     : &leaky_epilogue<S, C, outer, false, Phi::given>;
   }
+  if (p.primitive == inner) {
+    return p.adjoint ? &leaky_epilogue<S, C, inner, true, Phi::given>
+                     : &leaky_epilogue<S, C, inner, false, Phi::given>;
+  }
+  return with_phi(p.phi, [&](auto phi) -> LeakyEpilogue<S, C> {
+    return p.primitive == leaky_rate
+               ? &leaky_epilogue<S, C, leaky_rate, false, decltype(phi)::value>
+               : &leaky_epilogue<S, C, leaky_voltage, false, decltype(phi)::value>;
+  });
 }
 
 // --------------------------------------------------------------------------------- the walk
@@ -89,7 +186,7 @@ struct Slice {
   int64_t vector_begin, vector_end;
 };
 
-template <class S, class C>
+template <class S, class C, bool leaky = false>
 class Walk {
  public:
   Walk(const Problem& p, const Schedule& schedule, const Workspace& space, const Slice& slice)
@@ -97,12 +194,16 @@ class Walk {
         widest_(schedule.panel_vectors),
         panels_outside_(schedule.panels_outside),
         slice_(slice),
-        stride_(space.carry_stride),
-        epilogue_(epilogue_of<S, C>(p)) {
+        stride_(space.carry_stride) {
+    if constexpr (leaky) {
+      epilogue_ = leaky_epilogue_of<S, C>(p);
+    } else {
+      epilogue_ = epilogue_of<S, C>(p);
+    }
     constexpr int64_t L = kLanes<C>;
     const int64_t vectors = (p.H + L - 1) / L;
     weights_ = reinterpret_cast<const C*>(space.weights) + slice.group * p.H * vectors * L;
-    carry_ = reinterpret_cast<C*>(space.carry) + slice.group * 2 * p.B * stride_;
+    carry_ = reinterpret_cast<C*>(space.carry) + slice.group * kBuffers * p.B * stride_;
   }
 
   // The next `count` steps, and after the last step what ends the walk. Row r of the sequence is
@@ -110,6 +211,7 @@ class Walk {
   // rows.
   void advance(int64_t count, void* out, int64_t first_row, Barrier& barrier, int32_t size) {
     if (p_.T == 0) {
+      if (leaky) return;
       begin(buffer(0), 0, p_.B);
       return store_last(buffer(0), 0, p_.B);
     }
@@ -135,6 +237,8 @@ class Walk {
   int64_t group() const { return slice_.group; }
 
  private:
+  static constexpr int kBuffers = leaky ? 3 : 2;
+
   bool backwards() const { return walks_backwards(p_, slice_.group); }
   int64_t time_of(int64_t i) const { return backwards() ? p_.T - 1 - i : i; }
   int64_t rows_of_step(int64_t i) const { return i < p_.T ? rows_at(p_, time_of(i)) : 0; }
@@ -148,6 +252,7 @@ class Walk {
 
   // Step i reads buffer(i) and writes buffer(i + 1).
   C* buffer(int64_t i) const { return carry_ + (i & 1) * p_.B * stride_; }
+  C* memory() const { return carry_ + 2 * p_.B * stride_; }
 
   // Gives the rows [from, to) of this slice, which have no step behind them, their initial state.
   void begin(C* carry, int64_t from, int64_t to) const { fill(carry, from, to, p_.initial); }
@@ -156,7 +261,14 @@ class Walk {
     const S* data = static_cast<const S*>(state.data);
     for_each_vector(from, to, [&](int64_t b, int64_t column, int n) {
       const int64_t at = slice_.group * state.group + b * state.row + column;
-      store_aligned(carry + b * stride_ + column, data ? load<S, C>(data + at, n) : Vec<C>{});
+      Vec<C> x = data ? load<S, C>(data + at, n) : Vec<C>{};
+      if constexpr (leaky) {
+        store_aligned(memory() + b * stride_ + column, x);
+        if (p_.primitive == Primitive::leaky_voltage) {
+          x = with_phi(p_.phi, [&](auto phi) { return activate<C, decltype(phi)::value>(x); });
+        }
+      }
+      store_aligned(carry + b * stride_ + column, x);
     });
   }
 
@@ -204,7 +316,7 @@ class Walk {
   void finish(int64_t i, int64_t from, int64_t to) const {
     from = std::max(from, slice_.row_begin);
     to = std::min(to, slice_.row_end);
-    if (from >= to) return;
+    if (leaky || from >= to) return;
     if (!p_.adjoint) return store_last(buffer(i), from, to);
     // One product more. These rows of the other buffer are free: no step will read them.
     for_each_panel(i, [&](int64_t vector, int width) {
@@ -301,9 +413,11 @@ class Walk {
                                    p_.H, buffer(i + 1) + b * stride_ + column, stride_);
   }
 
-  Tile<S, C> tile_at(int64_t i, int64_t t, int64_t vector, int width, int64_t b, int rows) const {
+  std::conditional_t<leaky, LeakyTile<S, C>, Tile<S, C>> tile_at(int64_t i, int64_t t,
+                                                                 int64_t vector, int width,
+                                                                 int64_t b, int rows) const {
     const int64_t column = vector * kLanes<C>;
-    Tile<S, C> tile;
+    std::conditional_t<leaky, LeakyTile<S, C>, Tile<S, C>> tile;
     tile.rows = rows;
     tile.columns = static_cast<int>(std::min<int64_t>(width * kLanes<C>, p_.H - column));
     tile.drive = at(p_.drive, t, b, column);
@@ -314,6 +428,13 @@ class Walk {
     tile.out_row = p_.out.row;
     tile.carry = buffer(i + 1) + b * stride_ + column;
     tile.carry_row = stride_;
+    if constexpr (leaky) {
+      tile.keep = at(p_.keep, t, b, column);
+      tile.rate = at(p_.rate, t, b, column);
+      tile.keep_row = p_.keep.row;
+      tile.rate_row = p_.rate.row;
+      tile.memory = memory() + b * stride_ + column;
+    }
     return tile;
   }
 
@@ -329,7 +450,7 @@ class Walk {
   const bool panels_outside_;
   const Slice slice_;
   const int64_t stride_;
-  const Epilogue<S, C> epilogue_;
+  std::conditional_t<leaky, LeakyEpilogue<S, C>, Epilogue<S, C>> epilogue_;
   const C* weights_;
   C* carry_;
   int64_t next_ = 0;     // the step that comes next, in the order of the walk
@@ -368,14 +489,14 @@ void pack_share(const Problem& p, const Schedule& schedule, const Workspace& spa
 
 // The walks that thread `rank` takes part in, one after the other: its team's share of the groups
 // and row parts.
-template <class S, class C>
-std::vector<Walk<S, C>> walks_of(const Problem& p, const Schedule& schedule, const Workspace& space,
-                                 int32_t rank) {
+template <class S, class C, bool leaky = false>
+std::vector<Walk<S, C, leaky>> walks_of(const Problem& p, const Schedule& schedule,
+                                        const Workspace& space, int32_t rank) {
   constexpr int64_t L = kLanes<C>;
   const int64_t vectors = (p.H + L - 1) / L;
   const int32_t columns = schedule.column_parts;
   const int32_t team = rank / columns;
-  std::vector<Walk<S, C>> walks;
+  std::vector<Walk<S, C, leaky>> walks;
   if (team >= schedule.teams) return walks;
   for (int64_t unit = team; unit < p.G * schedule.row_parts; unit += schedule.teams) {
     const int64_t part = unit % schedule.row_parts;
@@ -390,27 +511,34 @@ std::vector<Walk<S, C>> walks_of(const Problem& p, const Schedule& schedule, con
   return walks;
 }
 
-template <class S, class C>
+template <class S, class C, bool leaky>
 void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
                 int32_t size) {
   pack_share<S, C>(p, schedule, space, rank);
   space.everyone->wait(size);
   Barrier& barrier = space.teams[rank / schedule.column_parts];
-  for (Walk<S, C>& walk : walks_of<S, C>(p, schedule, space, rank)) {
+  for (auto& walk : walks_of<S, C, leaky>(p, schedule, space, rank)) {
     walk.advance(p.T, p.out.data, 0, barrier, schedule.column_parts);
   }
+}
+
+template <class S, class C>
+void walk_stored_as(const Problem& p, const Schedule& schedule, const Workspace& space,
+                    int32_t rank, int32_t size) {
+  if (has_leak(p)) return walk_typed<S, C, true>(p, schedule, space, rank, size);
+  walk_typed<S, C, false>(p, schedule, space, rank, size);
 }
 
 void walk(const Problem& p, const Schedule& schedule, const Workspace& space, int32_t rank,
           int32_t size) {
   switch (p.type) {
     case Type::float32:
-      return walk_typed<float, float>(p, schedule, space, rank, size);
+      return walk_stored_as<float, float>(p, schedule, space, rank, size);
     case Type::float64:
-      return walk_typed<double, double>(p, schedule, space, rank, size);
+      return walk_stored_as<double, double>(p, schedule, space, rank, size);
     case Type::bfloat16:
-      return walk_typed<BFloat16, float>(p, schedule, space, rank, size);
+      return walk_stored_as<BFloat16, float>(p, schedule, space, rank, size);
     case Type::float16:
-      return walk_typed<Float16, float>(p, schedule, space, rank, size);
+      return walk_stored_as<Float16, float>(p, schedule, space, rank, size);
   }
 }

@@ -42,6 +42,10 @@ Float32 float32_of(int64_t code) {
 void solve(const Bridged& bridged, const Tensor& model, int64_t float32_products) {
   check(!bridged.problem.cuts.mask && bridged.problem.cuts.window == 0,
         "reset, window: expected none on CUDA, where they are not built yet; got one");
+  check(static_cast<int32_t>(bridged.problem.phi) <= 2,
+        "nonlinearity, derivative: expected tanh or relu on CUDA, where the others are not built "
+        "yet; got ",
+        static_cast<int32_t>(bridged.problem.phi));
   const int32_t device = model.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Plan plan = plan_for(bridged.problem, float32_of(float32_products), device);
@@ -85,6 +89,21 @@ std::tuple<Tensor, Tensor> linear_recurrence(
   return {*bridged.out, *bridged.last};
 }
 
+// Registered so that the error says what is missing.
+std::tuple<Tensor, Tensor> leaky_recurrence(const Tensor&, const Tensor&,
+                                            const std::optional<Tensor>&, const Tensor&,
+                                            const Tensor&, const std::optional<Tensor>&, int64_t,
+                                            int64_t, int64_t, const std::optional<Tensor>&,
+                                            const std::optional<Tensor>&) {
+  throw std::runtime_error("u: expected on the CPU: a leak is not built on CUDA yet; got on CUDA");
+}
+
+Tensor leaky_linear(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                    const std::optional<Tensor>&, int64_t, bool, bool, int64_t,
+                    const std::optional<Tensor>&, int64_t) {
+  throw std::runtime_error("w: expected on the CPU: a leak is not built on CUDA yet; got on CUDA");
+}
+
 // As explain_plan() reads it.
 std::string cuda_limits(int64_t device) {
   const DeviceLimits& limits = device_limits(static_cast<int32_t>(device));
@@ -102,6 +121,8 @@ std::string cuda_limits(int64_t device) {
 STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CUDA, m) {
   m.impl("recurrence_", TORCH_BOX(&fused_bptt::recurrence_));
   m.impl("linear_recurrence", TORCH_BOX(&fused_bptt::linear_recurrence));
+  m.impl("leaky_recurrence", TORCH_BOX(&fused_bptt::leaky_recurrence));
+  m.impl("leaky_linear", TORCH_BOX(&fused_bptt::leaky_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CompositeExplicitAutograd, m) {
