@@ -6,6 +6,7 @@ missing GPU, or a build without kernels for it, is a failure.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -346,6 +347,99 @@ def test_captured_in_a_graph(p: Problem, plan: str, monkeypatch: Any) -> None:
     for _ in range(2):
         graph.replay()
     assert_exact(found, expected)
+
+
+def training_step(dtype: torch.dtype) -> tuple[Callable[..., Any], Tensor]:
+    module = fused_bptt.RNN(5, 33, num_layers=2, bidirectional=True, device="cuda", dtype=dtype)
+    x = torch.randn(9, 4, 5, device="cuda", dtype=dtype)
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        output, _ = module(x)
+        return output, *torch.autograd.grad(output.square().sum(), [*module.parameters()])
+
+    return step, x
+
+
+def numbered(values: Any) -> Named:
+    return {str(index): value.detach().clone() for index, value in enumerate(values)}
+
+
+def test_training_step_captured_in_a_graph() -> None:
+    """Forward and backward of the module, as torch's notes on CUDA graphs write it."""
+    step, x = training_step(torch.float32)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert_exact(numbered(found), numbered(step(x)))
+
+
+def test_compiled_with_reduced_overhead() -> None:
+    """mode="reduce-overhead": Inductor's own CUDA graphs."""
+    torch._dynamo.reset()
+    module = fused_bptt.RNN(5, 33, device="cuda")
+    call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+    for _ in range(4):  # the third is a replay
+        torch.compiler.cudagraph_mark_step_begin()
+        x = torch.randn(9, 4, 5, device="cuda")
+        results = []
+        for of in (call, module):
+            output, _ = of(x)
+            gradients = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+            results.append(numbered([output, *gradients]))
+        truth = copy.deepcopy(module).double()
+        output, _ = truth(x.double())
+        gradients = torch.autograd.grad(output.square().sum(), list(truth.parameters()))
+        assert_no_worse(*results, numbered([output, *gradients]))
+
+
+def test_grad_scaler() -> None:
+    """Under autocast in float16: an overflow is skipped, and the loss goes down."""
+    rnn, head = fused_bptt.RNN(4, 9, device="cuda"), nn.Linear(9, 1, device="cuda")
+    optimizer = torch.optim.SGD([*rnn.parameters(), *head.parameters()], lr=0.2)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, growth_interval=1000)
+    x, losses = torch.randn(12, 16, 4, device="cuda"), []
+    for step in range(30):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = (head(rnn(x)[0]) - 0.5).float().square().mean()
+        scaler.scale(loss * torch.inf if step == 0 else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert scaler.get_scale() == 2.0**11
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_gradients_of_each_sample(dtype: torch.dtype) -> None:
+    module = fused_bptt.RNN(5, 33, device="cuda", dtype=dtype)
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+    x = torch.randn(9, 4, 5, device="cuda", dtype=dtype)
+
+    def loss(weights: Named, x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    gradient = torch.func.grad(loss)
+    found = torch.func.vmap(gradient, in_dims=(None, 1))(weights, x)
+    wide = {name: value.double() for name, value in weights.items()}
+    for sample in range(4):
+        each = {name: value[sample] for name, value in found.items()}
+        alone = gradient(weights, x[:, sample])
+        module.double()
+        exact = gradient(wide, x[:, sample].double())
+        module.to(dtype)
+        if dtype == torch.float64:
+            assert_close(each, exact)
+        else:
+            assert_no_worse(each, alone, exact)
 
 
 def test_on_the_current_stream() -> None:
