@@ -151,7 +151,7 @@ PRESETS = {
         memory=(*sorted(GRID, key=lambda cell: cell.B * cell.H), MEMORY),
         rounds=7,
         turn_seconds=0.03,
-        call_seconds=5.0,
-        block_seconds=8.0,
+        call_seconds=2.0,
+        block_seconds=6.0,
     ),
 }
