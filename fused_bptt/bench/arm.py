@@ -31,6 +31,7 @@ class Arm:
         self._threads = threads
         self._turn_seconds = turn_seconds
         self._prepared: Prepared | None = None
+        self._loaded = False
         self._calls: Calls | None = None
 
     def prepare(self, cell: dict[str, Any], checked: dict[str, Any], reference: str) -> Any:
@@ -83,6 +84,10 @@ class Arm:
         if (why := self._rival.refuses(sizes)) is not None:
             return {"skipped": why}
         try:
+            if not self._loaded:  # code, thread pools: of the first step ever, not of this cell
+                first = Data.draw(Cell(1, 16, T=2))
+                self._rival.prepare(first, self._threads).forward_backward()
+                self._loaded = True
             extra = memory.extra_bytes(self._rival, sizes, self._threads)
         except Exception as problem:  # whatever a rival raises is part of the result
             return {"failed": in_words(problem)}

@@ -147,11 +147,11 @@ PRESETS = {
     ),
     "full": Preset(
         cells=_unique((*GRID, OVERHEAD, *SHORT, *(c for sweep in SWEEPS.values() for c in sweep))),
-        forward_too=(*GRID, OVERHEAD),
+        forward_too=(*(cell for cell in GRID if cell.B in (1, 32)), OVERHEAD),
         memory=(*sorted(GRID, key=lambda cell: cell.B * cell.H), MEMORY),
-        rounds=7,
+        rounds=5,
         turn_seconds=0.03,
-        call_seconds=5.0,
-        block_seconds=8.0,
+        call_seconds=2.0,
+        block_seconds=6.0,
     ),
 }

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 WARM_UP_SECONDS = 0.1
 SETTLE_SECONDS = 0.1
+LONG_CALL_SECONDS = 0.5
 MAX_CALLS = 1000
 FEWEST_ROUNDS = 3
 
@@ -40,9 +41,11 @@ class Calls:
         self._estimate = 0.0
 
     def warm_up(self) -> float:
-        """Call at least twice and for a while."""
+        """Call at least twice and for a while, or once where a call takes long."""
         times = [_time(self._call)]
-        while len(times) < 2 or (sum(times) < WARM_UP_SECONDS and len(times) < MAX_CALLS):
+        while (len(times) < 2 and times[0] < LONG_CALL_SECONDS) or (
+            sum(times) < WARM_UP_SECONDS and len(times) < MAX_CALLS
+        ):
             times.append(_time(self._call))
         self._estimate = max(min(times), 1e-7)
         return max(self._turn_seconds, self._estimate)

@@ -37,14 +37,15 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="store_const",
         const="quick",
         default="quick",
-        help="a few shapes, in less than two minutes on two cores (default)",
+        help="a few shapes, in less than two minutes on two cores (default: this one)",
     )
     preset.add_argument(
         "--full",
         dest="preset",
         action="store_const",
         const="full",
-        help="the grid over batch and hidden size, the growth with T, B, H and layers, and memory",
+        help="the grid over batch and hidden size, the growth with T, B, H and layers, and memory "
+        "(default: --quick)",
     )
     parser.add_argument(
         "--shapes",
@@ -52,7 +53,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         nargs="+",
         metavar="BxH",
         help="instead of the preset's: batch x hidden size, with xT and xL for steps and layers, "
-        "as in 8x64 or 1x16xT1000xL2",
+        "as in 8x64 or 1x16xT1000xL2 (default: the preset's)",
     )
     parser.add_argument(
         "--dtypes", nargs="+", choices=cells.DTYPES, default=[cells.FLOAT32], metavar="DTYPE",
@@ -75,15 +76,20 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--rounds", type=types.positive_int, help="turns of each rival (default: the preset's)"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave peak memory out (default: measured)"
+    )
     parser.add_argument(
         "--minutes", type=types.positive_float, metavar="M",
-        help="stop after so long; what was measured is kept, as with Ctrl-C",
+        help="stop after so long; what was measured is kept, as with Ctrl-C (default: when done)",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on with what an earlier run kept")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what an earlier run kept (default: anew)"
+    )
     parser.add_argument(
         "--against", metavar="GIT_REV",
-        help="in a clone: build that revision and this one, and say what became slower",
+        help="in a clone: build that revision and this one, and say what became slower "
+        "(default: compare with rivals)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("out/bench"), metavar="PATH",
