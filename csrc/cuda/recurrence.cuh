@@ -26,16 +26,17 @@ class Walk {
   using Operand = typename Product::Operand;
   using Sum = typename Product::Sum;
   static constexpr int kPer = kPerWord<Operand>;
+  // Whether what a thread knows outlives the step.
+  static constexpr bool kGoesOn = !std::is_same_v<Exchange<Product>, ExchangeLaunches<Product>>;
   // Words of a thread whose drive and factor are fetched while the step before is computed. What a
-  // larger tile has beyond them is fetched when it is needed, so many words together.
+  // larger tile has beyond them is fetched when it is needed, so many words together as there are
+  // registers for beside W.
   static constexpr int kAhead = 2;
-  static constexpr int kTogether = 4 / kPer;
+  static constexpr int kTogether = kGoesOn ? 2 / kPer : 4;
   // Sums of a word's units that are read together.
   static constexpr int kSplitsTogether = 4;
   // Steps that memory is asked for L2 lines in advance.
   static constexpr int64_t kFarAhead = 8;
-  // Whether what a thread knows outlives the step.
-  static constexpr bool kGoesOn = !std::is_same_v<Exchange<Product>, ExchangeLaunches<Product>>;
 
  public:
   FUSED_BPTT_DEVICE Walk(const Team& team, const Product& product)
