@@ -52,6 +52,7 @@ struct Bridged {
   Problem problem;
   std::optional<Tensor> out;  // none where the drive is overwritten
   std::optional<Tensor> last;
+  bool packed;
   std::vector<Tensor> kept;
   std::vector<int64_t> first_rows;
 };
@@ -140,6 +141,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& model) {
 inline void read_steps(Bridged& bridged, const Tensor& model,
                        const std::optional<Tensor>& batch_sizes) {
   Problem& p = bridged.problem;
+  bridged.packed = batch_sizes.has_value();
   if (!batch_sizes) {
     p.T = model.size(0);
     p.B = model.size(1);
@@ -169,12 +171,45 @@ inline void read_steps(Bridged& bridged, const Tensor& model,
   p.first_rows = bridged.first_rows.data();
 }
 
+// Where the walks of `problem` are cut. `model` has the sequences' device and dtype.
+inline void bridge_cuts(Bridged& bridged, const char* model_name, const Tensor& model,
+                        const std::optional<Tensor>& reset,
+                        const std::optional<Tensor>& reset_state, int64_t window) {
+  Problem& p = bridged.problem;
+  check(window >= 0, "window: expected 0 (none) or more, got ", window);
+  p.cuts.window = window;
+  check(reset || !reset_state, "reset_state: expected with reset, got it alone");
+  if (!reset) return;
+  const bool packed = bridged.packed;
+  check(reset->scalar_type() == ScalarType::Bool, "reset: expected dtype Bool, got ",
+        toString(reset->scalar_type()));
+  check(reset->device() == model.device(), "reset: expected to be on the device of ", model_name,
+        ", got another one");
+  std::vector<int64_t> shape =
+      packed ? std::vector<int64_t>{model.size(0)} : std::vector<int64_t>{p.T, p.B};
+  const bool grouped = reset->dim() == static_cast<int64_t>(shape.size()) + 1;
+  if (grouped) shape.push_back(p.G);
+  check_shape("reset", *reset, shape,
+              packed ? (grouped ? "[N, G]" : "[N]") : (grouped ? "[T, B, G]" : "[T, B]"));
+  const Sequence mask = sequence_of(*reset, packed, grouped);
+  p.cuts.mask = static_cast<const bool*>(mask.data);
+  p.cuts.step = mask.step;
+  p.cuts.row = mask.row;
+  p.cuts.group = mask.group;
+  if (!reset_state) return;
+  check_shape("reset_state", *reset_state, {p.G, p.B, p.H}, "[G, B, H]");
+  check_like("reset_state", *reset_state, model_name, model);
+  p.cuts.replacement = state_of(with_unit_stride(bridged, *reset_state));
+}
+
 // Checks everything before anything is allocated or touched. `drive` is u or v; `factor` is null
 // for the recurrence, and then there is a drive; `initial` is h_0 or s_0.
 inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor* drive,
                       const Tensor* factor, const Tensor& weight, const char* initial_name,
                       const Tensor* initial, const std::optional<Tensor>& batch_sizes,
-                      int64_t reverse_groups, const char* phi_name, int64_t phi, bool adjoint) {
+                      int64_t reverse_groups, const char* phi_name, int64_t phi, bool adjoint,
+                      const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state,
+                      int64_t window) {
   Bridged bridged{};
   Problem& p = bridged.problem;
   const bool packed = batch_sizes.has_value();
@@ -220,6 +255,8 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
     check_shape(initial_name, *initial, {p.G, p.B, p.H}, "[G, B, H]");
     check_like(initial_name, *initial, model_name, model);
   }
+  check(!adjoint || !reset_state, "reset_state: expected none in an adjoint, got one");
+  bridge_cuts(bridged, model_name, model, reset, reset_state, window);
 
   // The recurrence overwrites u with h: nothing needs u any more, and the memory is the largest
   // that a layer takes.
@@ -253,18 +290,21 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
 
 inline Bridged bridge_recurrence(const Tensor& u, const Tensor& weight, const Tensor& h0,
                                  const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                                 int64_t nonlinearity) {
+                                 int64_t nonlinearity, const std::optional<Tensor>& reset,
+                                 const std::optional<Tensor>& reset_state) {
   return bridge(Primitive::recurrence, "u", &u, nullptr, weight, "h0", &h0, batch_sizes,
-                reverse_groups, "nonlinearity", nonlinearity, false);
+                reverse_groups, "nonlinearity", nonlinearity, false, reset, reset_state, 0);
 }
 
 inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
                                         const Tensor& weight, const std::optional<Tensor>& s0,
                                         const std::optional<Tensor>& batch_sizes,
-                                        int64_t reverse_groups, int64_t derivative, bool adjoint) {
+                                        int64_t reverse_groups, int64_t derivative, bool adjoint,
+                                        const std::optional<Tensor>& reset,
+                                        const std::optional<Tensor>& reset_state, int64_t window) {
   return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
-                s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative,
-                adjoint);
+                s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative, adjoint,
+                reset, reset_state, window);
 }
 
 // A layer with the tensors that its pointers lead into.
@@ -276,7 +316,9 @@ struct BridgedLayer : Bridged {
 // What a layer's forward and backward have in common. `out` and `g` of the walk are left to them.
 inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
                                  const Tensor& h0, const std::optional<Tensor>& batch_sizes,
-                                 int64_t reverse_groups, int64_t nonlinearity) {
+                                 int64_t reverse_groups, int64_t nonlinearity,
+                                 const std::optional<Tensor>& reset,
+                                 const std::optional<Tensor>& reset_state, int64_t window) {
   BridgedLayer bridged{};
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
@@ -310,7 +352,8 @@ inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const
   check_like("weight_ih", weight_ih, "x", x);
   check_like("h0", h0, "x", x);
 
-  bridged.kept.reserve(8);  // references into it stay good
+  bridged.kept.reserve(9);  // references into it stay good
+  bridge_cuts(bridged, "x", x, reset, reset_state, window);
   p.weight = {weight_hh.const_data_ptr(), grouped ? weight_hh.stride(0) : 0,
               weight_hh.stride(weight_hh.dim() - 2), weight_hh.stride(weight_hh.dim() - 1)};
   layer.weight_ih = {weight_ih.const_data_ptr(), p.H * weight_ih.stride(0), weight_ih.stride(0),
@@ -335,14 +378,13 @@ inline std::vector<int64_t> shape_of_layer(const Problem& p, const Tensor& x) {
   return shape;
 }
 
-inline BridgedLayer bridge_layer_forward(const Tensor& x, const Tensor& weight_ih,
-                                         const Tensor& weight_hh,
-                                         const std::optional<Tensor>& bias_ih,
-                                         const std::optional<Tensor>& bias_hh, const Tensor& h0,
-                                         const std::optional<Tensor>& batch_sizes,
-                                         int64_t reverse_groups, int64_t nonlinearity) {
-  BridgedLayer bridged =
-      bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity);
+inline BridgedLayer bridge_layer_forward(
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh, const Tensor& h0,
+    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state) {
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                                      nonlinearity, reset, reset_state, 0);
   Problem& p = bridged.problem;
   check(bias_ih.has_value() == bias_hh.has_value(),
         "bias_ih, bias_hh: expected both or none, got one");
@@ -365,11 +407,14 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
-    bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias) {
-  BridgedLayer bridged =
-      bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity);
+    bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                                      nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
+  layer.replacement = p.cuts.replacement;
+  p.cuts.replacement = {};
   const std::vector<int64_t> shape = shape_of_layer(p, x);
   const char* letters = batch_sizes ? "[N, G * H]" : "[T, B, G * H]";
   check_shape("h", h, shape, letters);

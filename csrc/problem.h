@@ -42,6 +42,21 @@ struct State {
   int64_t row;
 };
 
+// Where walks are cut, each row on its own. The boundary between the steps t - 1 and t of row b in
+// group g is cut where mask[origin + b * row + g * group] is not 0; origin is t * step, or
+// first_rows[t] * row when the sequence is packed. A walk that crosses it, in either direction,
+// carries `replacement` on from there, or zero where that is null; what it stores is not changed.
+// Boundary 0 cuts h_0 off a walk that goes up in time, and, the adjoint of that, makes `last` of a
+// walk down zero. The boundaries where the other walks begin and end are never cut.
+struct Cuts {
+  const bool* mask;  // null: none
+  int64_t step, row, group;
+  State replacement;  // [G, B, H]; null in an adjoint
+  // Linear recurrence: beside these, all rows carry zero over the boundaries k * window, k > 0. 0:
+  // none.
+  int64_t window;
+};
+
 struct Problem {
   Primitive primitive;
   Phi phi;
@@ -64,6 +79,7 @@ struct Problem {
   Sequence out;  // h, in the place of u; or s
   // Where each row's walk ends: h or s after its last step; adjoint: W^T q_1, the cotangent of s_0.
   State last;
+  Cuts cuts;
 };
 
 // A whole layer of a network: the recurrence together with the products over all steps that go with
@@ -82,6 +98,7 @@ struct Layer {
   const void* bias_hh;
   // Backward only. The gradients are contiguous, and null where they are not wanted.
   State initial;        // h_0
+  State replacement;    // what a cut made of h_{t-1}; null: zero. walk.cuts says where
   void* x_bar;          // [rows, I]
   void* weight_ih_bar;  // [G, H, I]
   void* weight_hh_bar;  // [G, H, H]
@@ -100,6 +117,17 @@ inline int64_t origin(const Problem& p, const Sequence& s, int64_t t) {
 inline int64_t first_row(const Problem& p, int64_t t) {
   if (!p.first_rows) return t * p.B;
   return t < p.T ? p.first_rows[t] : (t == 0 ? 0 : p.first_rows[t - 1] + p.batch_sizes[t - 1]);
+}
+
+// Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
+inline bool may_cut(const Problem& p, int64_t t) {
+  return p.cuts.mask || (p.cuts.window > 0 && t > 0 && t % p.cuts.window == 0);
+}
+
+inline bool cut_at(const Problem& p, int64_t g, int64_t t, int64_t b) {
+  const Cuts& c = p.cuts;
+  const int64_t origin = p.first_rows ? p.first_rows[t] * c.row : t * c.step;
+  return c.mask && c.mask[origin + b * c.row + g * c.group];
 }
 
 inline bool walks_backwards(const Problem& p, int64_t g) {

@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-#: (sequences, weight, state, batch_sizes, reverse_groups) to (sequence, state).
+#: (sequences, weight, states, reset, batch_sizes, reverse_groups) to (sequence, state).
 Walk = Callable[
-    [Sequence[Tensor | None], Tensor, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor]
+    [
+        Sequence[Tensor | None],
+        Tensor,
+        Sequence[Tensor | None],
+        Tensor | None,
+        Tensor | None,
+        int,
+    ],
+    tuple[Tensor, Tensor],
 ]
 
 
@@ -21,7 +29,8 @@ def batched(
     size: int,
     sequences: Sequence[Tensor | None],
     weight: Tensor,
-    state: Tensor | None,
+    states: Sequence[Tensor | None],
+    reset: Tensor | None,
     dims: Sequence[int | None],
     batch_sizes: Tensor | None,
     reverse_groups: int,
@@ -29,20 +38,25 @@ def batched(
     """``walk`` over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
 
     Args:
-        walk: a primitive, on [T, B, G, H] or [N, G, H], weight [G, H, H], state [G, B, H].
+        walk: a primitive, on [T, B, G, H] or [N, G, H], weight [G, H, H], states [G, B, H], and
+            reset [T, B(, G)] or [N(, G)].
         size: length of the additional dimension.
-        sequences, weight, state: with the additional dimension where ``dims`` says.
-        dims: of each sequence, the weight and the state; None where there is none.
+        sequences, weight, states, reset: with the additional dimension where ``dims`` says.
+        dims: of each sequence, the weight, each state and reset; None where there is none.
         batch_sizes: int64 [T] when packed, of one member; the same for all.
         reverse_groups: of one member.
 
     Returns:
         The sequence and the state with the additional dimension in front, and (0, 0).
     """
-    *sequence_dims, weight_dim, state_dim = dims
+    count = len(sequences)
+    sequence_dims, weight_dim, state_dims = dims[:count], dims[count], dims[count + 1 : -1]
+    reset_dim = dims[-1]
     grouped = weight.dim() - (weight_dim is not None) == 3
     rows = 2 if batch_sizes is None else 1  # dimensions that count rows: T and B, or N
     into_groups = weight_dim is not None
+    of_member = weight if weight_dim is None else weight.select(weight_dim, 0)
+    groups = of_member.size(0) if grouped else 1
 
     def fold_sequence(x: Tensor | None, dim: int | None) -> Tensor | None:
         if x is None:
@@ -62,6 +76,19 @@ def batched(
             return x.transpose(0, 1).flatten(0, 1)
         return x.movedim(0, 2).flatten(1, 2)
 
+    def fold_reset(x: Tensor | None, dim: int | None) -> Tensor | None:
+        if x is None:
+            return None
+        of_groups = x.dim() - (dim is not None) > rows
+        if dim is None and into_groups and not of_groups:
+            return x
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if not into_groups:
+            return x.movedim(0, rows).flatten(rows - 1, rows)
+        if not of_groups:  # one for all groups of a member
+            x = x.unsqueeze(-1).expand(*x.shape, groups)
+        return x.movedim(0, -1).flatten(-2)
+
     if weight_dim is not None:
         members = weight.movedim(weight_dim, 0)
         folded = members.transpose(0, 1).flatten(0, 1) if grouped else members
@@ -72,7 +99,8 @@ def batched(
     h, last = walk(
         [fold_sequence(x, dim) for x, dim in zip(sequences, sequence_dims, strict=True)],
         folded,
-        fold_state(state, state_dim),
+        [fold_state(x, dim) for x, dim in zip(states, state_dims, strict=True)],
+        fold_reset(reset, reset_dim),
         batch_sizes,
         reverse_groups,
     )

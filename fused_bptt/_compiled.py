@@ -26,6 +26,10 @@ def layer(
     phi: int,
     directions: int,
     parameters: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._autograd.layer`."""
-    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters)
+    cuts = (reset, reset_state, window)
+    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *cuts)

@@ -45,6 +45,8 @@ def recurrence_(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> Tensor:
     """h_t = φ(u_t + W h_{t-1}) for every group, in the place of u; no autograd.
 
@@ -57,6 +59,10 @@ def recurrence_(
         batch_sizes: int64 [T] on the CPU, never increasing, as in ``PackedSequence``; or None.
         reverse_groups: the last so many groups walk time backwards.
         nonlinearity: ``TANH`` or ``RELU``.
+        reset: bool [T, B], or [T, B, G] (packed: [N], [N, G]): where it is true, the state between
+            the step before in time and this one is replaced, in either direction. A walk's own end
+            is not: h_0 where it walks down from the last step.
+        reset_state: what replaces it, [G, B, H]; or None for zero.
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -67,7 +73,15 @@ def recurrence_(
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
     return _recurrence_(  # type: ignore[no-any-return]
-        u, weight, h0, batch_sizes, reverse_groups, nonlinearity, float32_products(u)
+        u,
+        weight,
+        h0,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        float32_products(u),
+        reset,
+        reset_state,
     )
 
 
@@ -80,6 +94,9 @@ def linear_recurrence(
     reverse_groups: int,
     derivative: int,
     adjoint: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence or its adjoint, for every group; no autograd.
 
@@ -96,6 +113,9 @@ def linear_recurrence(
         reverse_groups: as in :func:`recurrence_`.
         derivative: ``GIVEN``, ``TANH`` (d = 1 - h²) or ``RELU`` (d = [h > 0]).
         adjoint: walk every group the other way in time, with Wᵀ.
+        reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
+        reset_state: as in :func:`recurrence_`; None with ``adjoint``.
+        window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -115,6 +135,9 @@ def linear_recurrence(
         derivative,
         adjoint,
         float32_products(factor),
+        reset,
+        reset_state,
+        window,
     )
 
 
@@ -136,6 +159,8 @@ def layer(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """u_t = W_ih x_t + b_ih + b_hh, then the recurrence; CPU, float32 and float64; no autograd.
 
@@ -145,7 +170,7 @@ def layer(
         weight_hh: [G, H, H]; or [H, H] for one group.
         bias_ih, bias_hh: [G * H] both, or None both.
         h0: [G, B, H].
-        batch_sizes, reverse_groups, nonlinearity: as in :func:`recurrence_`.
+        batch_sizes, reverse_groups, nonlinearity, reset, reset_state: as in :func:`recurrence_`.
 
     Returns:
         h [T, B, G * H] or [N, G * H]; and each row's last h, [G, B, H].
@@ -154,7 +179,17 @@ def layer(
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
     """
     return LAYER(  # type: ignore[no-any-return]
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h0, batch_sizes, reverse_groups, nonlinearity
+        x,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        h0,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        reset,
+        reset_state,
     )
 
 
@@ -173,6 +208,9 @@ def layer_backward(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
 
@@ -181,6 +219,7 @@ def layer_backward(
         g_last: cotangent of the last h, [G, B, H]; or None for zero.
         h: what :func:`layer` returned first; the arguments after it are those it was given.
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
+        window: no gradient is carried over the multiples of it in time; 0 for none.
 
     Returns:
         The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
@@ -204,6 +243,9 @@ def layer_backward(
         need_weight_ih,
         need_weight_hh,
         need_bias,
+        reset,
+        reset_state,
+        window,
     )
 
 
@@ -230,8 +272,10 @@ def _(
     reverse_groups: int,
     nonlinearity: int,
     float32_products: int = 0,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> Tensor:
-    _check_devices(u, weight, h0)
+    _check_devices(u, weight, h0, reset, reset_state)
     return h0.new_empty(h0.shape)
 
 
@@ -246,8 +290,11 @@ def _(
     derivative: int,
     adjoint: bool,
     float32_products: int = 0,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices(factor, v, weight, s0)
+    _check_devices(factor, v, weight, s0, reset, reset_state)
     if s0 is not None:
         batch = s0.size(1)
     elif batch_sizes is None:
@@ -269,8 +316,10 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices(x, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+    _check_devices(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, reset, reset_state)
     return x.new_empty(*x.shape[:-1], weight_ih.size(0)), h0.new_empty(h0.shape)
 
 
@@ -290,8 +339,11 @@ def _(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
     return (
         x.new_empty(x.shape) if need_x else None,
         h0.new_empty(h0.shape),

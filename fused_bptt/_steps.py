@@ -18,12 +18,22 @@ class Steps:
         batch_sizes: int64 [T] on the CPU when packed, else None.
         groups: G.
         reverse_groups: the last so many groups walk backwards in time.
+        reset, window: where the walks are cut, as in ``_ops.linear_recurrence``.
     """
 
     def __init__(
-        self, model: Tensor, batch_sizes: Tensor | None, groups: int, reverse_groups: int
+        self,
+        model: Tensor,
+        batch_sizes: Tensor | None,
+        groups: int,
+        reverse_groups: int,
+        reset: Tensor | None = None,
+        window: int = 0,
     ) -> None:
         self.batch_sizes = batch_sizes
+        self.reset = reset
+        self.window = window
+        self.device = model.device
         self.groups = groups
         if batch_sizes is None:
             steps, self.batch = model.shape[:2]
@@ -36,17 +46,30 @@ class Steps:
         ways = ((0, split, False), (split, groups, True))
         self.ways = [way for way in ways if way[0] < way[1]]
 
-    def sums_of_products(self, y: Tensor, x: Tensor, x0: Tensor | None) -> list[Tensor]:
-        """Σ_t y_t x_{t-1}ᵀ over each walk, with x_0 before its first step; for each group [H, H].
+    def sums_of_products(
+        self,
+        y: Tensor,
+        x: Tensor,
+        x0: Tensor | None,
+        replacement: Tensor | None = None,
+        keep: bool = False,
+    ) -> list[Tensor]:
+        """Σ_t y_t x_{t-1}ᵀ over each walk; for each group [H, H].
 
         Args:
             y: rows [N, G * H].
             x: rows [N, G * H].
-            x0: [G, B, H], or None for zero.
+            x0, replacement, keep: what x_{t-1} is at the ends, as in :meth:`previous`.
         """
         size = y.size(1) // self.groups
         if self.rows == 0:
             return [y.new_zeros(size, size) for _ in range(self.groups)]
+        if self.reset is not None or self.window:
+            before = self.previous(x, x0, replacement, keep)
+            if self.groups == 1:
+                return [_products(y, before, None, 1)]
+            before = before.view(self.rows, self.groups, size).transpose(0, 1)
+            return list(_products(y, before, None, self.groups).unbind())
         sums: list[Tensor] = []
         for a, b, backwards in self.ways:
             y_way, x_way = _columns(y, a * size, b * size), _columns(x, a * size, b * size)
@@ -65,13 +88,67 @@ class Steps:
             sums.extend([total] if b - a == 1 else total.unbind())
         return sums
 
-    def previous(self, x: Tensor, x0: Tensor | None) -> Tensor:
-        """x_{t-1} in the order of each walk, from x_0 [G, B, H] or zero; of x's shape and dtype."""
-        return self._shifted(x, x0, to_later=True)
+    def previous(
+        self,
+        x: Tensor,
+        x0: Tensor | None,
+        replacement: Tensor | None = None,
+        keep: bool = False,
+    ) -> Tensor:
+        """x_{t-1} in the order of each walk; of x's shape and dtype.
+
+        Args:
+            x: the sequence.
+            x0: before the first step, [G, B, H]; or None for zero.
+            replacement: where ``reset`` cuts, [G, B, H]; or None for zero.
+            keep: the window cuts gradients alone: at its boundaries x_{t-1} is a constant. Else it
+                is zero there.
+        """
+        found = self._shifted(x, x0, to_later=True)
+        if self.rows == 0:
+            return found
+        rows = found.reshape(self.rows, self.groups, -1)
+        if self.window:
+            cut = self._cut_before(self._in_window())
+            rows = torch.where(cut, rows.detach() if keep else torch.zeros_like(rows), rows)
+        if self.reset is not None:
+            cut = self._cut_before(self._resets())
+            other = torch.zeros_like(rows) if replacement is None else self._spread(replacement)
+            rows = torch.where(cut, other, rows)
+        return rows.view(x.shape)
 
     def following(self, r: Tensor, r_last: Tensor | None) -> Tensor:
-        """r_{t+1} in the order of each walk, to r_T [G, B, H] or zero; of r's shape and dtype."""
-        return self._shifted(r, r_last, to_later=False)
+        """r_{t+1} in the order of each walk, to r_T [G, B, H] or zero; of r's shape and dtype.
+
+        Zero where the walk is cut between the two.
+        """
+        found = self._shifted(r, r_last, to_later=False)
+        cut = self._cuts()
+        if cut is None:
+            return found
+        after = self._shifted(cut, None, to_later=False)
+        rows = found.reshape(self.rows, self.groups, -1)
+        return rows.masked_fill(after, 0).view(r.shape)
+
+    def to_initial(self, x: Tensor) -> Tensor:
+        """:meth:`first` where a walk begins with its initial state; zero where it is cut off it."""
+        cut = self._cuts()
+        if cut is not None:
+            x = x.reshape(self.rows, self.groups, -1).masked_fill(cut, 0)
+        return self.first(x)
+
+    def sums_after_resets(self, y: Tensor) -> Tensor:
+        """Σ of y over each row's steps that begin with a replaced state, [G, B, H]."""
+        rows = y.reshape(self.rows, self.groups, -1)
+        if self.rows == 0:
+            return rows.new_zeros(self.groups, self.batch, rows.size(-1))
+        rows = rows.masked_fill(~self._cut_before(self._resets()), 0)
+        if self.batch_sizes is None:
+            sums = rows.view(-1, self.batch, *rows.shape[1:]).sum(0)
+        else:
+            zero = rows.new_zeros(self.batch, *rows.shape[1:])
+            sums = zero.index_add(0, batch_rows(self.batch_sizes).to(rows.device), rows)
+        return sums.transpose(0, 1)
 
     def first(self, x: Tensor) -> Tensor:
         """Each sequence's row of x at the first step of its walk, [G, B, H]; zero if T = 0."""
@@ -80,6 +157,45 @@ class Steps:
     def last(self, x: Tensor) -> Tensor:
         """Each sequence's row of x at the last step of its walk, [G, B, H]; zero if T = 0."""
         return self._ends(x, at_start=False)
+
+    def _resets(self) -> Tensor:
+        """``reset`` as rows, bool [N, G, 1]."""
+        assert self.reset is not None
+        rows = self.reset.reshape(self.rows, -1, 1)
+        return rows.expand(self.rows, self.groups, 1)
+
+    def _in_window(self) -> Tensor:
+        """Whether each row's step is a multiple of the window but 0, bool [N, G, 1]."""
+        if self.batch_sizes is None:
+            steps = torch.arange(self.rows // self.batch).repeat_interleave(self.batch)
+        else:
+            steps = torch.repeat_interleave(self.batch_sizes)
+        steps = steps.to(self.device)
+        inside = (steps > 0) & (steps % self.window == 0)
+        return inside[:, None, None].expand(self.rows, self.groups, 1)
+
+    def _cut_before(self, cut: Tensor) -> Tensor:
+        """From cuts before each row in time [N, G, 1], those before it in the order of its walk."""
+        later = self._shifted(cut, None, to_later=True)
+        parts = [(later if backwards else cut)[:, a:b] for a, b, backwards in self.ways]
+        return torch.cat(parts, dim=1)
+
+    def _cuts(self) -> Tensor | None:
+        """Whether anything cuts a row off the step before it in its walk, bool [N, G, 1]."""
+        if self.rows == 0 or (self.reset is None and not self.window):
+            return None
+        if self.reset is None:
+            return self._cut_before(self._in_window())
+        cut = self._resets()
+        return self._cut_before(cut | self._in_window() if self.window else cut)
+
+    def _spread(self, state: Tensor) -> Tensor:
+        """Each row's own [G, H] of a state [G, B, H], as rows [N, G, H]."""
+        state = state.transpose(0, 1)
+        if self.batch_sizes is None:
+            steps = self.rows // self.batch
+            return state.expand(steps, *state.shape).reshape(self.rows, *state.shape[1:])
+        return state.index_select(0, batch_rows(self.batch_sizes).to(state.device))
 
     def _ends(self, x: Tensor, at_start: bool) -> Tensor:
         rows = x.reshape(self.rows, self.groups, -1)
@@ -137,6 +253,13 @@ def earlier_rows(batch_sizes: Tensor) -> Tensor:
     first = int(batch_sizes[0])
     before = torch.repeat_interleave(batch_sizes[:-1], batch_sizes[1:])
     return torch.arange(first, first + before.numel()) - before
+
+
+def batch_rows(batch_sizes: Tensor) -> Tensor:
+    """Packed data: the sequence that each row belongs to, int64 [N], on the CPU."""
+    first_row = batch_sizes.cumsum(0) - batch_sizes
+    starts = torch.repeat_interleave(first_row, batch_sizes)
+    return torch.arange(starts.numel()) - starts
 
 
 def last_rows(batch_sizes: Tensor) -> Tensor:

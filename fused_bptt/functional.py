@@ -30,6 +30,9 @@ def rnn(
     training: bool = ...,
     bidirectional: bool = ...,
     batch_first: bool = ...,
+    reset: Tensor | None = ...,
+    reset_state: Tensor | None = ...,
+    bptt_window: int = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -46,6 +49,9 @@ def rnn(
     training: bool = ...,
     bidirectional: bool = ...,
     batch_first: bool = ...,
+    reset: Tensor | None = ...,
+    reset_state: Tensor | None = ...,
+    bptt_window: int = ...,
 ) -> tuple[PackedSequence, Tensor]: ...
 
 
@@ -61,6 +67,9 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    bptt_window: int = 0,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Multi-layer Elman RNN, h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), on a whole sequence.
 
@@ -82,6 +91,14 @@ def rnn(
         training: whether dropout applies. Default False.
         bidirectional: a second recurrence walks time backwards. Default False.
         batch_first: input and output are [B, T, ...]. Default False.
+        reset: bool [T, B] ([B, T] if ``batch_first``; [T] unbatched; [N] beside the data of a
+            PackedSequence): where it is true, a new sequence begins with this step. The state
+            before it is replaced, and no gradient crosses; a direction that walks time backwards is
+            cut at the same place. ``hx`` is for the first sequence of a row (the last one, where
+            time is walked backwards), unless ``reset`` is true at its first step.
+        reset_state: what replaces the state, shaped as ``hx``; None is zero.
+        bptt_window: no gradient is carried over the multiples of this number of steps; the forward
+            pass and ``hx`` are not touched. 0, the default, is for none.
 
     Returns:
         ``(output, h_n)``: output [T, B, D * H] (shaped as ``input``, packed if it was) holds the
@@ -90,6 +107,12 @@ def rnn(
     Raises:
         ValueError, RuntimeError: an argument does not fit, in ``nn.RNN``'s words where it has some.
     """
+    if bptt_window < 0:
+        raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
+    if reset_state is not None and reset is None:
+        raise ValueError("reset_state: expected with reset, got it alone")
+    if reset is not None:
+        _check_reset(reset, input, reset_state)
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -112,8 +135,11 @@ def rnn(
         if not batched:
             data = data.unsqueeze(1)
             hx = hx if hx is None else hx.unsqueeze(1)
+            reset = reset if reset is None else reset.unsqueeze(1)
+            reset_state = reset_state if reset_state is None else reset_state.unsqueeze(1)
         elif batch_first:
             data = data.transpose(0, 1)
+            reset = reset if reset is None else reset.t()
         rows = data.size(1)
 
     directions = 2 if bidirectional else 1
@@ -123,21 +149,32 @@ def rnn(
         hx = torch.zeros(states, rows, hidden_size, dtype=data.dtype, device=data.device)
     elif sorted_indices is not None:
         hx = hx.index_select(1, sorted_indices)
-    _check_tensors(data, hx, weights, bias, directions, batch_sizes, (states, rows, hidden_size))
+    if reset_state is not None and sorted_indices is not None:
+        reset_state = reset_state.index_select(1, sorted_indices)
+    shape = (states, rows, hidden_size)
+    _check_tensors(data, hx, weights, bias, directions, batch_sizes, shape)
+    if reset_state is not None and tuple(reset_state.shape) != shape:
+        raise RuntimeError(
+            f"reset_state: expected shape {list(shape)}, got {list(reset_state.shape)}"
+        )
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(data.device.type):
         data, hx, *weights = (_autocast(tensor) for tensor in (data, hx, *weights))
+        reset_state = reset_state if reset_state is None else _autocast(reset_state)
 
     per_direction = 4 if bias else 2
     last_states = []
     for depth in range(num_layers):
-        begin = depth * directions
+        begin, end = depth * directions, (depth + 1) * directions
         data, last = layer(
             data.contiguous(),
-            hx if num_layers == 1 else hx[begin : begin + directions],
+            hx if num_layers == 1 else hx[begin:end],
             batch_sizes,
             phi,
             directions,
-            weights[begin * per_direction : (begin + directions) * per_direction],
+            weights[begin * per_direction : end * per_direction],
+            reset,
+            reset_state if reset_state is None else reset_state[begin:end],
+            bptt_window,
         )
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:
@@ -158,6 +195,27 @@ def _autocast(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _check_reset(reset: Tensor, input: Tensor | PackedSequence, reset_state: Tensor | None) -> None:
+    data = input.data if isinstance(input, PackedSequence) else input
+    if reset.dtype != torch.bool:
+        raise ValueError(f"reset: expected dtype torch.bool, got {reset.dtype}")
+    if reset.shape != data.shape[:-1]:
+        raise ValueError(
+            f"reset: expected shape {list(data.shape[:-1])}, one for each step of input, "
+            f"got {list(reset.shape)}"
+        )
+    autocast = torch._C._is_any_autocast_enabled()
+    if reset_state is not None and reset_state.dtype != data.dtype and not autocast:
+        raise ValueError(
+            f"reset_state: expected dtype {data.dtype} (that of input), got {reset_state.dtype}"
+        )
+    for name, tensor in (("reset", reset), ("reset_state", reset_state)):
+        if tensor is not None and tensor.device != data.device:
+            raise ValueError(
+                f"{name}: expected on {data.device} (where input is), got {tensor.device}"
+            )
 
 
 def _check_options(

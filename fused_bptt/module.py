@@ -55,7 +55,13 @@ class RNN(nn.RNNBase):
         super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        bptt_window: int = 0,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the whole sequence; shapes and errors are those of :func:`fused_bptt.rnn`.
 
@@ -63,6 +69,8 @@ class RNN(nn.RNNBase):
             input: [T, B, I]; [B, T, I] if ``batch_first``; [T, I] unbatched; or a PackedSequence.
             hx: initial state [num_layers * D, B, H] ([num_layers * D, H] unbatched), D = 2 if
                 bidirectional else 1. Default: zero.
+            reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
+                state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
 
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
@@ -78,6 +86,9 @@ class RNN(nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            reset=reset,
+            reset_state=reset_state,
+            bptt_window=bptt_window,
         )
 
     def _weights(self) -> list[Tensor]:

@@ -26,7 +26,11 @@ def _layer(
     batch_sizes: onnxscript.INT64 | None,
     reverse_groups: int,
     nonlinearity: int,
+    reset: onnxscript.BOOL | None = None,
+    reset_state: onnxscript.FLOAT | None = None,
 ) -> Any:
+    if reset is not None:
+        raise NotImplementedError("fused_bptt.onnx: reset has no counterpart in ONNX's RNN")
     if batch_sizes is not None:
         raise NotImplementedError(
             "fused_bptt.onnx: a PackedSequence has no counterpart in ONNX; export the module for "
@@ -56,6 +60,4 @@ def _layer(
     return op.Reshape(Y, op.Constant(value_ints=[0, 0, directions * hidden_size])), Y_h
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    _ops.LAYER: _layer
-}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {_ops.LAYER: _layer}

@@ -150,7 +150,7 @@ def composed(p: Layer, phi: int) -> Named:
 def composed_backward(p: Layer, h: Tensor, phi: int) -> Named:
     with torch.enable_grad():
         bars = _autograd.layer_backward(*backward_arguments(p, h, phi), True, True, True, True)
-    return dict(zip(BARS, bars, strict=True))
+    return dict(zip(BARS, bars[: len(BARS)], strict=True))
 
 
 def taped(p: Layer, phi: int) -> Named:

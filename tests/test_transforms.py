@@ -19,6 +19,10 @@ import fused_bptt
 
 Function = Callable[..., tuple[Tensor, Tensor]]
 
+# At the first step and inside, two in a row, and a row without.
+RESET = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0]], dtype=torch.bool)
+STATE = torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 3, 4)
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "tanh": {},
     "relu": {"nonlinearity": "relu"},
@@ -26,6 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stacked": {"num_layers": 2, "bidirectional": True},
     "packed": {"batch_sizes": (3, 3, 2, 1)},
     "packed-bidirectional": {"batch_sizes": (3, 2, 2, 1), "bidirectional": True},
+    "reset": {"reset": RESET, "reset_state": STATE[:1]},
+    "reset-bidirectional": {"reset": RESET, "reset_state": STATE, "bidirectional": True},
+    "reset-packed": {"reset": RESET.flatten()[2:10], "batch_sizes": (3, 2, 2, 1)},
+    "window": {"bptt_window": 2, "reset": RESET, "bidirectional": True},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 B, I, H = 3, 2, 4  # noqa: E741

@@ -165,7 +165,7 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   const int64_t weights = layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
   const int64_t q = layer.backward ? 2 * steps * p.B * q_row : 0;
   const int64_t elements =
-      p.G * (weights + columns + q) + threads * kSumBlock * kSumVectors * lanes;
+      p.G * (weights + columns + q) + columns + threads * kSumBlock * kSumVectors * lanes;
   start(kernels, p, &layer, elements * bytes, threads, parallel_for);
 }
 

@@ -28,6 +28,8 @@ class LayerShare {
     at += p_.G * padded(p_.H);
     q_ = at;
     if (layer.backward) at += 2 * p_.G * p_.out.group;
+    zeros_ = at;
+    at += padded(p_.H);
     panel_ = at + rank * kSumBlock * kSumVectors * L;
   }
 
@@ -52,6 +54,7 @@ class LayerShare {
       const Rows sums = share_of({0, p_.G > 1 ? layer_.rows * layer_.I : 0});
       std::fill(x_bar + sums.begin, x_bar + sums.end, C{0});
     }
+    if (rank_ == 0 && p_.cuts.mask) std::fill(zeros_, zeros_ + p_.H, C{0});
     std::vector<Walk<C, C>> walks = walks_of<C, C>(p_, s_.walk, space_, rank_);
     space_.everyone->wait(size_);
     for (int64_t i = 0; i == 0 || i < p_.T; i += s_.steps) {
@@ -154,6 +157,8 @@ class LayerShare {
     if (layer_.weight_hh_bar) {
       const C* h = static_cast<const C*>(p_.factor.data) + g * p_.factor.group;
       const C* h0 = static_cast<const C*>(layer_.initial.data) + g * layer_.initial.group;
+      const C* reset = static_cast<const C*>(layer_.replacement.data);
+      if (reset) reset += g * layer_.replacement.group;
       const bool backwards = !walks_backwards(p_, g);  // of the recurrence; p_ is its adjoint
       const auto previous = [&](int64_t r, int64_t count, const C** states) {
         int64_t t = time;
@@ -164,6 +169,9 @@ class LayerShare {
           const bool inside = from >= 0 && from < p_.T && b < rows_at(p_, from);
           states[k] =
               inside ? h + (first_row(p_, from) + b) * p_.factor.row : h0 + b * layer_.initial.row;
+          if (p_.cuts.mask && (inside || !backwards) && cut_at(p_, g, backwards ? from : t, b)) {
+            states[k] = reset ? reset + b * layer_.replacement.row : zeros_;
+          }
         }
       };
       sum_of_products(q, rows, p_.H, s_.hidden_gradient, accumulate,
@@ -271,7 +279,8 @@ class LayerShare {
   const int32_t rank_, size_;
   C* input_weights_;
   C* bias_;
-  C* q_;  // of two chunks, with the strides of walk.out
+  C* q_;      // of two chunks, with the strides of walk.out
+  C* zeros_;  // a state
   C* panel_;
 };
 

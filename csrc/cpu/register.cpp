@@ -17,20 +17,22 @@ void solve(const P& problem) {
 
 Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                   int64_t nonlinearity, int64_t /*float32_products*/) {
-  const Bridged bridged =
-      bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity);
+                   int64_t nonlinearity, int64_t /*float32_products*/,
+                   const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state) {
+  const Bridged bridged = bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups,
+                                            nonlinearity, reset, reset_state);
   solve(bridged.problem);
   return *bridged.last;
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
-                                             const Tensor& weight, const std::optional<Tensor>& s0,
-                                             const std::optional<Tensor>& batch_sizes,
-                                             int64_t reverse_groups, int64_t derivative,
-                                             bool adjoint, int64_t /*float32_products*/) {
-  const Bridged bridged = bridge_linear_recurrence(factor, v, weight, s0, batch_sizes,
-                                                   reverse_groups, derivative, adjoint);
+std::tuple<Tensor, Tensor> linear_recurrence(
+    const Tensor& factor, const std::optional<Tensor>& v, const Tensor& weight,
+    const std::optional<Tensor>& s0, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t derivative, bool adjoint, int64_t /*float32_products*/,
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+  const Bridged bridged =
+      bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
+                               adjoint, reset, reset_state, window);
   solve(bridged.problem);
   return {*bridged.out, *bridged.last};
 }
@@ -39,9 +41,11 @@ std::tuple<Tensor, Tensor> layer(const Tensor& x, const Tensor& weight_ih, const
                                  const std::optional<Tensor>& bias_ih,
                                  const std::optional<Tensor>& bias_hh, const Tensor& h0,
                                  const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                                 int64_t nonlinearity) {
-  const BridgedLayer bridged = bridge_layer_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h0,
-                                                    batch_sizes, reverse_groups, nonlinearity);
+                                 int64_t nonlinearity, const std::optional<Tensor>& reset,
+                                 const std::optional<Tensor>& reset_state) {
+  const BridgedLayer bridged =
+      bridge_layer_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, batch_sizes,
+                           reverse_groups, nonlinearity, reset, reset_state);
   solve(bridged.layer);
   return {*bridged.out, *bridged.last};
 }
@@ -52,10 +56,11 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
                const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
                const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
                int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
-               bool need_bias) {
-  const BridgedLayer bridged =
-      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                            nonlinearity, need_x, need_weight_ih, need_weight_hh, need_bias);
+               bool need_bias, const std::optional<Tensor>& reset,
+               const std::optional<Tensor>& reset_state, int64_t window) {
+  const BridgedLayer bridged = bridge_layer_backward(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
+      need_weight_ih, need_weight_hh, need_bias, reset, reset_state, window);
   solve(bridged.layer);
   return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
           bridged.bias_bar};

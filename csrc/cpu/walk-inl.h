@@ -114,12 +114,16 @@ class Walk {
       return store_last(buffer(0), 0, p_.B);
     }
     out_ = static_cast<S*>(out) - first_row * p_.out.row;
-    if (next_ == 0 && carries_initial()) begin(buffer(0), 0, rows_of_step(0));
+    if (next_ == 0 && carries_initial()) {
+      begin(buffer(0), 0, rows_of_step(0));
+      if (!backwards()) cut(buffer(0), 0);
+    }
     for (const int64_t end = std::min(p_.T, next_ + count); next_ < end; ++next_) {
       barrier.wait(size);
       const int64_t rows = rows_of_step(next_);
       finish(next_, rows, carried_);
       step(next_, time_of(next_), rows, std::min(rows, carried_));
+      if (next_ + 1 < p_.T) cut(buffer(next_ + 1), time_of(next_) + (backwards() ? 0 : 1));
       if (carries_initial()) begin(buffer(next_ + 1), rows, rows_of_step(next_ + 1));
       carried_ = rows;
     }
@@ -131,24 +135,51 @@ class Walk {
   int64_t group() const { return slice_.group; }
 
  private:
-  int64_t time_of(int64_t i) const { return walks_backwards(p_, slice_.group) ? p_.T - 1 - i : i; }
+  bool backwards() const { return walks_backwards(p_, slice_.group); }
+  int64_t time_of(int64_t i) const { return backwards() ? p_.T - 1 - i : i; }
   int64_t rows_of_step(int64_t i) const { return i < p_.T ? rows_at(p_, time_of(i)) : 0; }
 
   // An initial state that is to be multiplied is carried like any other. An adjoint walk begins
   // with the product already given; and from zero none is taken: 0 times an infinite weight would
   // be NaN.
-  bool carries_initial() const { return p_.initial.data && !p_.adjoint; }
+  bool carries_initial() const {
+    return (p_.initial.data || p_.cuts.replacement.data) && !p_.adjoint;
+  }
 
   // Step i reads buffer(i) and writes buffer(i + 1).
   C* buffer(int64_t i) const { return carry_ + (i & 1) * p_.B * stride_; }
 
   // Gives the rows [from, to) of this slice, which have no step behind them, their initial state.
-  void begin(C* carry, int64_t from, int64_t to) const {
-    const S* initial = static_cast<const S*>(p_.initial.data);
+  void begin(C* carry, int64_t from, int64_t to) const { fill(carry, from, to, p_.initial); }
+
+  void fill(C* carry, int64_t from, int64_t to, const State& state) const {
+    const S* data = static_cast<const S*>(state.data);
     for_each_vector(from, to, [&](int64_t b, int64_t column, int n) {
-      const int64_t at = slice_.group * p_.initial.group + b * p_.initial.row + column;
-      store_aligned(carry + b * stride_ + column, initial ? load<S, C>(initial + at, n) : Vec<C>{});
+      const int64_t at = slice_.group * state.group + b * state.row + column;
+      store_aligned(carry + b * stride_ + column, data ? load<S, C>(data + at, n) : Vec<C>{});
     });
+  }
+
+  // Replaces what is carried over boundary t by the rows that are cut there.
+  void cut(C* carry, int64_t t) const {
+    if (!may_cut(p_, t)) return;
+    const bool all = p_.cuts.window > 0 && t > 0 && t % p_.cuts.window == 0;
+    const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
+    for (int64_t b = slice_.row_begin; b < end; ++b) {
+      const bool replaced = cut_at(p_, slice_.group, t, b);
+      if (replaced || all) fill(carry, b, b + 1, replaced ? p_.cuts.replacement : State{});
+    }
+  }
+
+  // What h_0 was cut off from has no share in its cotangent.
+  void cut_last(int64_t to) const {
+    for (int64_t b = slice_.row_begin; b < std::min(to, slice_.row_end); ++b) {
+      if (!cut_at(p_, slice_.group, 0, b)) continue;
+      S* last = static_cast<S*>(p_.last.data) + slice_.group * p_.last.group + b * p_.last.row;
+      for_each_vector(b, b + 1, [&](int64_t, int64_t column, int n) {
+        store<S, C>(last + column, n, Vec<C>{});
+      });
+    }
   }
 
   void store_last(const C* carry, int64_t from, int64_t to) const {
@@ -181,6 +212,7 @@ class Walk {
                      [&](int64_t b, int rows) { multiply(i, vector, width, b, rows); });
     });
     store_last(buffer(i + 1), from, to);
+    if (p_.cuts.mask && backwards()) cut_last(to);
   }
 
   // Step i at time t: rows below `carried` have a step behind them, the others begin here.
@@ -223,7 +255,7 @@ class Walk {
 
   Ahead look_ahead(int64_t i) const {
     if (i + 1 >= p_.T) return {};
-    const int64_t t = walks_backwards(p_, slice_.group) ? p_.T - 2 - i : i + 1;
+    const int64_t t = time_of(i + 1);
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     const int64_t rows = std::max<int64_t>(end - slice_.row_begin, 0);
     const int64_t lines = rows * ((column_end() - column_begin() + kLine - 1) / kLine);

@@ -40,6 +40,8 @@ Float32 float32_of(int64_t code) {
 }
 
 void solve(const Bridged& bridged, const Tensor& model, int64_t float32_products) {
+  check(!bridged.problem.cuts.mask && bridged.problem.cuts.window == 0,
+        "reset, window: expected none on CUDA, where they are not built yet; got one");
   const int32_t device = model.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Plan plan = plan_for(bridged.problem, float32_of(float32_products), device);
@@ -63,20 +65,22 @@ void solve(const Bridged& bridged, const Tensor& model, int64_t float32_products
 
 Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
-                   int64_t nonlinearity, int64_t float32_products) {
-  const Bridged bridged =
-      bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups, nonlinearity);
+                   int64_t nonlinearity, int64_t float32_products,
+                   const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state) {
+  const Bridged bridged = bridge_recurrence(u, weight, h0, batch_sizes, reverse_groups,
+                                            nonlinearity, reset, reset_state);
   solve(bridged, u, float32_products);
   return *bridged.last;
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
-                                             const Tensor& weight, const std::optional<Tensor>& s0,
-                                             const std::optional<Tensor>& batch_sizes,
-                                             int64_t reverse_groups, int64_t derivative,
-                                             bool adjoint, int64_t float32_products) {
-  const Bridged bridged = bridge_linear_recurrence(factor, v, weight, s0, batch_sizes,
-                                                   reverse_groups, derivative, adjoint);
+std::tuple<Tensor, Tensor> linear_recurrence(
+    const Tensor& factor, const std::optional<Tensor>& v, const Tensor& weight,
+    const std::optional<Tensor>& s0, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t derivative, bool adjoint, int64_t float32_products,
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+  const Bridged bridged =
+      bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
+                               adjoint, reset, reset_state, window);
   solve(bridged, factor, float32_products);
   return {*bridged.out, *bridged.last};
 }
