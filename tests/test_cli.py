@@ -446,9 +446,9 @@ def test_info_prints_a_plan_and_what_else_was_weighed(command):
     ).groups()
     assert float(walk) == pytest.approx(1024 * float(step) / 1000, abs=0.011)
     weighed = re.findall(
-        r"^  bf16 +(cta|cluster|grid) +(registers|shared|global) +(.+)$", done.out, re.M
+        r"^  bf16 +(cta|cluster|grid|launches) +(registers|shared|global) +(.+)$", done.out, re.M
     )
-    assert len({pair[:2] for pair in weighed}) == 9
+    assert len({pair[:2] for pair in weighed}) == 10
     assert [how for *_, how in weighed if how.endswith("chosen")] == [f"{step} with 8 CTAs, chosen"]
     assert all(re.match(r"refused: .*\d|[\d.]+", how) for *_, how in weighed)
 
@@ -475,10 +475,21 @@ def test_info_without_a_gpu_says_whose_limits_it_takes(command):
 
 
 def test_info_of_more_units_than_a_device_covers(command):
-    done = command("info", "--shape", "1,1,1,1000000", "--device-limits", "a100")
-    assert done.code == 0
+    done = command("info", "--shape", "7,40,1,1000000", "--device-limits", "a100")
+    assert done.code == 0, done.err
+    assert "a launch for each step, of " in done.out
+    assert "W               streamed from global memory at every step, once for" in done.out
+    ctas = int(re.search(r"of (\d+) CTAs a batch tile", done.out)[1])
+    teams, waves = re.search(r"batch +(\d+) x \d+ rows, in (\d+) waves\n", done.out).groups()
+    assert int(waves) == math.ceil(int(teams) * ctas / 108)
+    assert "108 SMs cover" in done.out
+
+
+def test_info_of_more_rows_than_can_be_launched(command):
+    done = command("info", "--shape", "1,2147483647,1,1000000", "--device-limits", "a100")
+    assert done.code == 0, done.err
     assert "none: every way is refused" in done.out
-    assert "H = 1000000" in done.out
+    assert "a grid has at most 2147483647 CTAs, " in done.out
 
 
 @pytest.mark.parametrize(

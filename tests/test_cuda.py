@@ -109,6 +109,7 @@ PLANS = [
     ",".join(p)
     for p in itertools.product(("cta", "cluster", "grid"), ("registers", "shared", "global"))
 ]
+PLANS.append("launches")
 # W of these sizes has parts in registers and parts outside, and every exchange can share it.
 OF_EVERY_PLAN = (
     (7, 5, 1, 200, 0, None),
@@ -323,7 +324,7 @@ GRAPHED = (
 )
 
 
-@pytest.mark.parametrize("plan", ["", "grid", "grid,global"])
+@pytest.mark.parametrize("plan", ["", "grid", "grid,global", "launches"])
 @pytest.mark.parametrize("p", GRAPHED, ids=str)
 def test_captured_in_a_graph(p: Problem, plan: str, monkeypatch: Any) -> None:
     """A synchronisation, or a copy from the host, would be refused while a graph is captured."""
@@ -504,5 +505,7 @@ def test_wrong_code_of_products() -> None:
 
 def test_an_unknown_plan(monkeypatch: Any) -> None:
     monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", "warp")
-    with pytest.raises(RuntimeError, match="FUSED_BPTT_CUDA_PLAN: expected cta, cluster or grid"):
+    with pytest.raises(
+        RuntimeError, match="FUSED_BPTT_CUDA_PLAN: expected cta, cluster, grid or la"
+    ):
         walks(on_gpu(Problem(T=1, B=1, G=1, H=1)))

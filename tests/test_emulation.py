@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SANITIZER = "-fsanitize=thread"
-EXCHANGES = ("cta", "cluster", "grid")
+EXCHANGES = ("cta", "cluster", "grid", "launches")
 
 
 def build(program: str, folder: Path, *flags: str, sources: Path = ROOT / "csrc") -> Path:

@@ -71,6 +71,7 @@ def assert_fits(row: Row, B: int, G: int, H: int, limits: Row) -> None:
     assert row["ctas"] * row["units"] >= H > (row["ctas"] - 1) * row["units"]
     tiles = math.ceil(B / row["batch_tile"])
     assert row["teams"] == G * tiles
+    assert row["teams"] * row["ctas"] < 2**31
     assert 1 <= row["batch_tile"] <= B
     # Warps cover the units of a CTA.
     assert row["threads"] % 32 == 0
@@ -79,6 +80,10 @@ def assert_fits(row: Row, B: int, G: int, H: int, limits: Row) -> None:
     assert row["units"] == warps // row["k_splits"] * row["row_tiles"] * tile
     # Registers of a thread: pieces of W, 4 each, leave room for sums and addresses.
     assert row["fragments"] * 4 <= 128
+    if row["exchange"] == "launches":  # instead of W, the sums of the whole tile
+        assert (row["fragments"], row["residence"]) == (0, "global")
+        assert row["batch_tile"] <= (64 if row["math"] in TENSOR_CORES else 16)
+        assert row["row_tiles"] in (2, 4)
     depth = (32 if row["math"] in TENSOR_CORES else 16) // size * row["k_splits"]
     of_k, held = math.ceil(H / depth), row["fragments"] // row["row_tiles"]
     rest = max(of_k - held, 0) * row["row_tiles"] * row["threads"] * 16
@@ -91,16 +96,17 @@ def assert_fits(row: Row, B: int, G: int, H: int, limits: Row) -> None:
     needed += rest if row["residence"] == "shared" else 0
     assert row["shared_bytes"] >= needed
     # Whoever waits for another must know that it is there.
-    assert (row["exchange"] == "cta") == (row["ctas"] == 1)
+    if row["exchange"] != "launches":
+        assert (row["exchange"] == "cta") == (row["ctas"] == 1)
     assert row["resident"] >= 1
     if row["exchange"] == "cluster":
         assert limits["capability"] >= 90
         assert row["ctas"] <= 16
     if row["exchange"] == "grid":
         assert row["ctas"] <= limits["sms"]
-    # The carry is in shared memory whole, or, in the grid alone, in equal parts.
+    # The carry is in shared memory whole, or, where it comes from global memory, in equal parts.
     if row["carry_columns"] < H:
-        assert row["exchange"] == "grid"
+        assert row["exchange"] in ("grid", "launches")
         assert row["carry_columns"] % (4 * depth) == 0
     else:
         assert row["carry_columns"] == math.ceil(H / depth) * depth
@@ -151,8 +157,12 @@ EXPECTED = [
     # Beyond a cluster's registers.
     ("bfloat16", 1, 2048, "h200", ("grid", "registers")),
     # Beyond registers and shared memory of the whole device: streamed.
-    ("float32", 16, 4096, "rtx3090", ("grid", "global")),
     ("float64", 1, 4096, "a100", ("grid", "global")),
+    # Where many rows meet a W that is streamed, or H is beyond the grid: a launch for each step.
+    ("float32", 16, 4096, "rtx3090", ("launches", "global")),
+    ("float64", 64, 2048, "h200", ("launches", "global")),
+    ("bfloat16", 256, 4096, "h200", ("launches", "global")),
+    ("bfloat16", 1, 100_000, "h200", ("launches", "global")),
 ]
 
 
@@ -189,10 +199,30 @@ def test_every_shape_has_a_plan(B: int, G: int, H: int, products: str, device: s
 
 
 def test_more_units_than_the_device_covers() -> None:
-    """Refused, with the numbers; nothing is launched that could wait for a CTA that never comes."""
+    """Nothing is launched that could wait for a CTA that never comes: no CTA of a launch waits."""
     rows = explain(1, 1, 10**6, "bf16", "h200")
-    assert not [row for row in rows if row["verdict"] in ("chosen", "priced")]
+    priced = [row["exchange"] for row in rows if row["verdict"] in ("chosen", "priced")]
+    assert priced == ["launches", "launches"]
     assert any(row["why"] == "132 SMs cover 67584 units, H = 1000000" for row in rows[1:])
+
+
+def test_more_ctas_than_can_be_launched() -> None:
+    rows = explain(2**31 - 1, 1, 10**6, "bf16", "h200")
+    assert not [row for row in rows if row["verdict"] in ("chosen", "priced")]
+    assert any(row["why"].startswith("a grid has at most 2147483647 CTAs, ") for row in rows)
+
+
+@pytest.mark.parametrize("products", MATHS)
+def test_w_is_read_once_for_many_rows(products: str) -> None:
+    """Beyond the grid, where memory binds a single row."""
+    rows, H = 64 if products in TENSOR_CORES else 16, 100_000
+    one, many = (chosen(B, 1, H, products, "h200") for B in (1, rows))
+    for row in (one, many):
+        assert row["exchange"] == "launches"
+        # No less than W takes from memory, at 4.8 TB/s.
+        assert row["step_us"] > H * H * MATHS[products] / 4.8e6
+    # The other kernels read W for 16 rows, or fewer: four times, or more.
+    assert many["step_us"] < 3 * one["step_us"]
 
 
 def test_reasons() -> None:
@@ -294,7 +324,12 @@ def test_kernels_run_as_planned(tmp_path: Path) -> None:
         for exchange in ("cta", "grid")
         for residence in ("registers", "global")
     ]
-    kinds += [("cta", "shared"), ("cluster", "registers"), ("cluster", "global")]
+    kinds += [
+        ("launches", "global"),
+        ("cta", "shared"),
+        ("cluster", "registers"),
+        ("cluster", "global"),
+    ]
     for exchange, residence in kinds:
         assert re.search(rf"ok \w+ {exchange} of \d+, {residence}", done.stdout), (
             exchange,

@@ -54,8 +54,8 @@ FAULTS = (
     Fault(
         "the splits of k are not summed",
         "recurrence.cuh",
-        "split < team_.plan.k_splits",
-        "split < 1",
+        "split = 1; split < splits",
+        "split = 1; split < 1",
         "small_cta",
     ),
     Fault(
@@ -75,8 +75,8 @@ FAULTS = (
     Fault(
         "rows that join have no initial state",
         "recurrence.cuh",
-        "word.value[j] = Ops::operand(widen(initial(b, n)[j]));",
-        "word.value[j] = Ops::operand(0);",
+        "      if (n + j < p_.H) word.value[j] =",
+        "      if (steps && n + j < p_.H) word.value[j] =",
         "small_cta",
     ),
     Fault(
@@ -89,8 +89,8 @@ FAULTS = (
     Fault(
         "the last state of a row that ends is not stored",
         "recurrence.cuh",
-        "if (b >= next && !p_.adjoint)",
-        "if (b > next && !p_.adjoint)",
+        "steps && b >= r.next)",
+        "steps && b > r.next)",
         "small_cta",
     ),
     Fault(
@@ -199,8 +199,8 @@ FAULTS = (
     Fault(
         "a carry is sent that nobody multiplies",
         "recurrence.cuh",
-        "team_.multiplies(i + 1) ? team_.carried(rows, next) : 0",
-        "rows",
+        "      const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;",
+        "      const int32_t sent = rows;",
         "small_cluster",
         arguments=HANGS,
     ),
@@ -239,7 +239,7 @@ FAULTS = (
     ),
     Fault(
         "a part of the carry is overwritten while it is read",
-        "exchange_grid.cuh",
+        "global_carry.cuh",
         "      if (from > 0) sync_block();  // the part before has been read\n",
         "",
         "small_grid",
@@ -248,9 +248,61 @@ FAULTS = (
     Fault(
         "a later part of the carry begins its sums anew",
         "exchange_grid.cuh",
-        "from == 0, team_.plan.residence",
+        "first == 0, team_.plan.residence",
         "true, team_.plan.residence",
         "small_grid",
+    ),
+    # A launch for each step.
+    Fault(
+        "the carry in global memory has one buffer",
+        "global_carry.cuh",
+        "static_cast<int64_t>(team_.index) + i % 2",
+        "static_cast<int64_t>(team_.index)",
+        "small_launches",
+        sanitized=True,
+    ),
+    Fault(
+        "no barrier between the product and the epilogue of a launch",
+        "recurrence.cuh",
+        "    sync_block();\n    const int32_t sent",
+        "    const int32_t sent",
+        "small_launches",
+        sanitized=True,
+    ),
+    Fault(
+        "the product after the last step is not launched",
+        "kernel_args.h",
+        "(problem.adjoint ? 1 : 0)",
+        "0",
+        "small_launches",
+    ),
+    Fault(
+        "a fragment of W takes the place of the one before",
+        "product_streamed.cuh",
+        "load(from + a + kUnderWay, a)",
+        "load(from + a + kUnderWay - 1, a)",
+        "small_launches",
+    ),
+    Fault(
+        "the last fragment of a part is left out",
+        "product_streamed.cuh",
+        "if (from + a >= end) break;",
+        "if (from + a + 1 >= end) break;",
+        "small_launches",
+    ),
+    Fault(
+        "every row is multiplied with the first one's carry",
+        "product_streamed.cuh",
+        "carry + c * Ops::kColumns * p_.carry_row_bytes_",
+        "carry",
+        "small_launches",
+    ),
+    Fault(
+        "every CTA of a launch has the rows of W of the first",
+        "recurrence.cuh",
+        "const Team team(args, block_index() % teams, block_index() / teams);",
+        "const Team team(args, block_index() % teams, 0);",
+        "small_launches",
     ),
 )
 

@@ -6,6 +6,11 @@
 //   flag        cycles of a round trip between two CTAs through a flag in L2
 //   mma         cycles between two mma of a warp, for one or two warps in each part of an SM
 //   mma_chain   cycles of an mma that waits for the one before
+//   broadcast   cycles between two loads of 16 bytes from shared memory that all lanes of a warp
+//               share, of an SM whose 8 warps load at once
+//   launch      microseconds from a kernel on all SMs to the next one that follows it on the
+//   stream,
+//               launched one by one and by a graph
 //
 // Cycles are clock64() of one SM; the clock it ran at is with the machine's other facts.
 #include <cuda_runtime.h>
@@ -279,6 +284,65 @@ void time_mma(const char* name) {
   check(cudaFree(keep), "memory");
 }
 
+__global__ void broadcast_loads(long long* cycles, float* keep) {
+  __shared__ float4 words[32];
+  if (threadIdx.x < 32) words[threadIdx.x] = {1, 2, 3, 4};
+  __syncthreads();
+  float sums[8] = {};
+  const long long begin = clock64();
+  for (int round = 0; round < kRounds; ++round) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float4 x = words[(round + i) % 32];
+      sums[i] += x.x + x.y + x.z + x.w;
+    }
+  }
+  __syncthreads();
+  const long long end = clock64();
+  float sum = 0;
+  for (const float s : sums) sum += s;
+  keep[threadIdx.x] = sum;
+  if (threadIdx.x == 0) *cycles = end - begin;
+}
+
+__global__ void nothing() {}
+
+double microseconds_of_a_launch(int sms, bool graphed) {
+  constexpr int kLaunches = 500;
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreate(&stream), "a stream");
+  const auto launch_all = [&] {
+    for (int i = 0; i < kLaunches; ++i) nothing<<<sms, kThreads, 0, stream>>>();
+  };
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  if (graphed) {
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "a graph");
+    launch_all();
+    check(cudaStreamEndCapture(stream, &graph), "a graph");
+    check(cudaGraphInstantiate(&replay, graph, 0), "a graph");
+  }
+  cudaEvent_t begin = nullptr, end = nullptr;
+  check(cudaEventCreate(&begin), "an event");
+  check(cudaEventCreate(&end), "an event");
+  std::vector<float> found;
+  for (int run = 0; run < 9; ++run) {
+    check(cudaEventRecord(begin, stream), "an event");
+    if (graphed) {
+      check(cudaGraphLaunch(replay, stream), "a graph");
+    } else {
+      launch_all();
+    }
+    check(cudaEventRecord(end, stream), "an event");
+    check(cudaStreamSynchronize(stream), "a kernel");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end), "an event");
+    found.push_back(ms);
+  }
+  std::nth_element(found.begin(), found.begin() + found.size() / 2, found.end());
+  return 1e3 * found[found.size() / 2] / kLaunches;
+}
+
 }  // namespace
 
 int main() {
@@ -325,5 +389,16 @@ int main() {
   std::printf("{\"what\": \"flag\", \"round_trip_cycles\": %.1f}\n", flag / kRounds);
   time_mma<true>("m16n8k16");
   time_mma<false>("m16n8k8");
+  float* keep = nullptr;
+  check(cudaMalloc(&keep, kThreads * sizeof *keep), "memory");
+  const double loads =
+      median_cycles([&](long long* c) { broadcast_loads<<<1, kThreads>>>(c, keep); });
+  std::printf("{\"what\": \"broadcast\", \"cycles\": %.2f}\n",
+              loads / (kRounds * 8.0) / (kThreads / 32));
+  for (const bool graphed : {false, true}) {
+    std::printf("{\"what\": \"launch\", \"by\": \"%s\", \"microseconds\": %.2f}\n",
+                graphed ? "graph" : "stream",
+                microseconds_of_a_launch(device.multiProcessorCount, graphed));
+  }
   return 0;
 }

@@ -16,6 +16,7 @@ PLANS = [
         ("cta", "cluster", "grid"), ("registers", "shared", "global")
     )
 ]
+PLANS.append("launches")
 
 
 def walk(dtype: torch.dtype, lengths: tuple[int, ...] | None) -> None:

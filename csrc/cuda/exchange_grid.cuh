@@ -13,7 +13,7 @@
 // team has flags and buffers of its own, so that a fast CTA may begin its next team at once.
 #pragma once
 
-#include "exchange.cuh"
+#include "global_carry.cuh"
 #include "product.cuh"
 
 namespace fused_bptt {
@@ -26,15 +26,10 @@ class ExchangeGrid {
   FUSED_BPTT_DEVICE explicit ExchangeGrid(const Team& team)
       : team_(team),
         flags_(static_cast<uint64_t*>(team.args.workspace) + team.index * team.plan.ctas),
-        carry_(static_cast<std::byte*>(team.args.workspace) + workspace_zero_bytes(team.plan) +
-               2 * team.index * global_carry_bytes(team.plan, team.problem.H)),
-        buffer_bytes_(global_carry_bytes(team.plan, team.problem.H)),
-        row_bytes_(global_carry_row_bytes(team.plan, team.problem.H)),
-        chunk_(shared_memory() + carry_offset()) {}
+        carry_(team) {}
 
   FUSED_BPTT_DEVICE void begin() {}
 
-  // The carry comes into shared memory whole, or in parts where it is too large.
   FUSED_BPTT_DEVICE void multiply(int64_t i, int32_t rows, const Product& product,
                                   typename Product::Sum* sums, int32_t split_stride) {
     if (i > 0) {
@@ -44,25 +39,14 @@ class ExchangeGrid {
       }
       sync_block();
     }
-    const int32_t width = static_cast<int32_t>(carry_width(team_.plan, team_.problem.H));
-    const int32_t quantum = static_cast<int32_t>(k_quantum(team_.plan));
-    for (int32_t from = 0; from < width; from += team_.plan.carry_columns) {
-      const int32_t columns = at_most(width - from, team_.plan.carry_columns);
-      if (from > 0) sync_block();  // the part before has been read
-      if (i == 0) {
-        carry_initial<Product>(team_, rows, from, from + columns, chunk_);
-      } else {
-        copy(i, rows, from, columns);
-      }
-      sync_block();
-      product.multiply(chunk_, rows, split_stride, from / quantum, (from + columns) / quantum,
-                       from == 0, team_.plan.residence, sums);
-    }
+    carry_.for_each_part(i, rows, [&](int32_t first, int32_t end, const std::byte* part) {
+      product.multiply(part, rows, split_stride, first, end, first == 0, team_.plan.residence,
+                       sums);
+    });
   }
 
   FUSED_BPTT_DEVICE void send(int64_t i, int32_t b, int32_t n, WordOf<Operand> word) {
-    *reinterpret_cast<WordOf<Operand>*>(carry_ + i % 2 * buffer_bytes_ + b * row_bytes_ +
-                                        n * static_cast<int32_t>(sizeof(Operand))) = word;
+    carry_.write(i, b, n, word);
   }
 
   FUSED_BPTT_DEVICE void publish(int64_t i) {
@@ -73,41 +57,9 @@ class ExchangeGrid {
   FUSED_BPTT_DEVICE void end() {}
 
  private:
-  // Columns of carry i into shared memory, and zeros behind its end. A thread has four loads under
-  // way, or each of them would wait for L2 in turn.
-  FUSED_BPTT_DEVICE void copy(int64_t i, int32_t rows, int32_t from, int32_t columns) {
-    constexpr int kLoads = 4;
-    const int32_t vectors = columns * static_cast<int32_t>(sizeof(Operand)) / 16;
-    const int32_t first = from * static_cast<int32_t>(sizeof(Operand)) / 16;
-    const int32_t row_vectors = static_cast<int32_t>(row_bytes_ / 16);
-    const int32_t chunk_row = static_cast<int32_t>(carry_row_bytes(team_.plan) / 16);
-    const Vector16* source = reinterpret_cast<const Vector16*>(carry_ + i % 2 * buffer_bytes_);
-    Vector16* to = reinterpret_cast<Vector16*>(chunk_);
-    Cursor at(team_.plan.threads, vectors);
-    while (at.row < rows) {
-      Vector16 loaded[kLoads];
-      int32_t place[kLoads];
-#pragma unroll
-      for (int m = 0; m < kLoads; ++m) {
-        place[m] = at.row < rows ? at.row * chunk_row + at.column : -1;
-        const int32_t vector = first + at.column;
-        loaded[m] = at.row < rows && vector < row_vectors
-                        ? load_through_l2(source + at.row * row_vectors + vector)
-                        : Vector16{};
-        at.advance();
-      }
-#pragma unroll
-      for (int m = 0; m < kLoads; ++m) {
-        if (place[m] >= 0) to[place[m]] = loaded[m];
-      }
-    }
-  }
-
   const Team& team_;
   uint64_t* flags_;
-  std::byte* carry_;
-  const int64_t buffer_bytes_, row_bytes_;
-  std::byte* chunk_;
+  GlobalCarry<Product> carry_;
 };
 
 }  // namespace fused_bptt

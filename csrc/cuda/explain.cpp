@@ -95,14 +95,14 @@ std::string explain_plan(int64_t B, int64_t G, int64_t H, std::string products,
       << " clock_ghz=" << limits.clock_ghz << "\n";
   if (chosen) write(out, "chosen", {*chosen, Refusal::none}, sizes, limits);
   for (const Math math : maths) {
-    std::optional<Candidate> best[3][3];
+    std::optional<Candidate> best[4][3];  // there is nothing of some
     for_each_candidate(sizes, math, limits, [&](const Candidate& c) {
       auto& of_kind = best[static_cast<int>(c.plan.exchange)][static_cast<int>(c.plan.residence)];
       if (!of_kind || better(c, *of_kind, H)) of_kind = c;
     });
     for (const auto& of_exchange : best) {
       for (const std::optional<Candidate>& c : of_exchange) {
-        write(out, c->refusal == Refusal::none ? "priced" : "refused", *c, sizes, limits);
+        if (c) write(out, c->refusal == Refusal::none ? "priced" : "refused", *c, sizes, limits);
       }
     }
   }

@@ -29,6 +29,26 @@ const void* kernel_of(Primitive primitive, int32_t row_tiles) {
   }
 }
 
+template <Math math, int row_tiles>
+const void* step_kernel_of(Primitive primitive) {
+  using P = StreamedProduct<math, row_tiles>;
+  return primitive == Primitive::recurrence
+             ? reinterpret_cast<const void*>(&step_kernel<P, Primitive::recurrence>)
+             : reinterpret_cast<const void*>(&step_kernel<P, Primitive::linear>);
+}
+
+template <Math math>
+const void* step_kernel_of(Primitive primitive, int32_t row_tiles) {
+  switch (row_tiles) {
+    case 2:
+      return step_kernel_of<math, 2>(primitive);
+    case 4:
+      return step_kernel_of<math, 4>(primitive);
+    default:
+      return nullptr;
+  }
+}
+
 template <Math math>
 const void* pack_of(int32_t row_tiles) {
   switch (row_tiles) {

@@ -1,5 +1,5 @@
 // The closed list of compiled kernels: for each product and exchange, both primitives and every
-// number of row tiles of kRowTiles. Null for any other number.
+// number of row tiles of kRowTiles, or kRowTilesOfLaunches. Null for any other number.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,11 @@ namespace fused_bptt {
 using KernelOf = const void* (*)(Primitive primitive, int32_t row_tiles);
 using PackOf = const void* (*)(int32_t row_tiles);
 
-#define FUSED_BPTT_KERNELS(math)                           \
-  const void* kernel_##math##_cta(Primitive, int32_t);     \
-  const void* kernel_##math##_cluster(Primitive, int32_t); \
-  const void* kernel_##math##_grid(Primitive, int32_t);    \
+#define FUSED_BPTT_KERNELS(math)                            \
+  const void* kernel_##math##_cta(Primitive, int32_t);      \
+  const void* kernel_##math##_cluster(Primitive, int32_t);  \
+  const void* kernel_##math##_grid(Primitive, int32_t);     \
+  const void* kernel_##math##_launches(Primitive, int32_t); \
   const void* pack_##math(int32_t)
 FUSED_BPTT_KERNELS(fp64);
 FUSED_BPTT_KERNELS(fp32);
@@ -25,13 +26,13 @@ FUSED_BPTT_KERNELS(fp16);
 #undef FUSED_BPTT_KERNELS
 
 // [Math][Exchange]
-constexpr KernelOf kKernels[6][3] = {
-    {kernel_fp64_cta, kernel_fp64_cluster, kernel_fp64_grid},
-    {kernel_fp32_cta, kernel_fp32_cluster, kernel_fp32_grid},
-    {kernel_tf32x3_cta, kernel_tf32x3_cluster, kernel_tf32x3_grid},
-    {kernel_tf32_cta, kernel_tf32_cluster, kernel_tf32_grid},
-    {kernel_bf16_cta, kernel_bf16_cluster, kernel_bf16_grid},
-    {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid},
+constexpr KernelOf kKernels[6][4] = {
+    {kernel_fp64_cta, kernel_fp64_cluster, kernel_fp64_grid, kernel_fp64_launches},
+    {kernel_fp32_cta, kernel_fp32_cluster, kernel_fp32_grid, kernel_fp32_launches},
+    {kernel_tf32x3_cta, kernel_tf32x3_cluster, kernel_tf32x3_grid, kernel_tf32x3_launches},
+    {kernel_tf32_cta, kernel_tf32_cluster, kernel_tf32_grid, kernel_tf32_launches},
+    {kernel_bf16_cta, kernel_bf16_cluster, kernel_bf16_grid, kernel_bf16_launches},
+    {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid, kernel_fp16_launches},
 };
 
 // [Math]: lays W out as the kernels read it.

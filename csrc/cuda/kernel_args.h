@@ -20,8 +20,9 @@ namespace fused_bptt {
 
 // How products are made. The storage type follows: double, float (three of them), bfloat16, half.
 enum class Math : int32_t { fp64, fp32, tf32x3, tf32, bf16, fp16 };
-// Who shares a group's hidden units: one CTA, a cluster, or CTAs anywhere on the device.
-enum class Exchange : int32_t { cta, cluster, grid };
+// Who shares a group's hidden units: one CTA, a cluster, CTAs anywhere on the device; or any number
+// of CTAs, with a launch for each step.
+enum class Exchange : int32_t { cta, cluster, grid, launches };
 // Where the part of W lies that `fragments` registers do not hold: nowhere (they hold all of it),
 // in shared memory, or in global memory, streamed at every step.
 enum class Residence : int32_t { registers, shared, global };
@@ -36,9 +37,10 @@ struct Plan {
   int32_t threads;        // of a CTA, a multiple of 32 * k_splits
   int32_t k_splits;       // warps that share one output, summed in fixed order
   int32_t row_tiles;      // tiles of W, one above the other, of a warp; template argument
-  int32_t fragments;      // pieces of W in a thread's registers (4 each); template argument
+  int32_t fragments;      // pieces of W in a thread's registers (4 each); template argument; 0 for
+                          // launches
   int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it
-                          // (grid)
+                          // (grid, launches)
   int64_t shared_bytes;   // dynamic shared memory of a CTA
   int64_t teams;          // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
   double step_us;         // predicted, of the model in plan.cpp
@@ -47,7 +49,8 @@ struct Plan {
 struct KernelArgs {
   Problem problem;  // batch_sizes and first_rows, where there are any, in device memory
   Plan plan;
-  void* workspace;  // workspace_bytes(); the first workspace_zero_bytes() are zero at launch
+  void* workspace;   // workspace_bytes(); the first workspace_zero_bytes() are zero at launch
+  int64_t step = 0;  // launches: the step that this one computes
 };
 
 FUSED_BPTT_HOST_DEVICE constexpr int64_t round_up(int64_t n, int64_t to) {
@@ -76,6 +79,19 @@ FUSED_BPTT_HOST_DEVICE constexpr int fragment_bytes_of_k(Math math) {
 }
 FUSED_BPTT_HOST_DEVICE constexpr int fragment_depth(Math math) {
   return fragment_bytes_of_k(math) / operand_bytes(math);
+}
+
+// Launches: batch rows whose sums a warp keeps in registers along all of k, so that W is read once
+// a step for so many rows. No batch tile is larger.
+FUSED_BPTT_HOST_DEVICE constexpr int rows_of_launch(Math math) {
+  return by_tensor_cores(math) ? 64 : 16;
+}
+
+// How often a walk's kernel is launched: for each step, and, in the adjoint, for the product after
+// the last; without steps the initial state is still stored.
+FUSED_BPTT_HOST_DEVICE constexpr int64_t launches(const Plan& plan, const Problem& problem) {
+  const int64_t steps = problem.T + (problem.adjoint ? 1 : 0);
+  return plan.exchange == Exchange::launches && problem.T > 0 ? steps : 1;
 }
 
 FUSED_BPTT_HOST_DEVICE constexpr int32_t warps(const Plan& plan) { return plan.threads / 32; }
@@ -156,9 +172,9 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t shared_bytes(const Plan& plan, int64_t 
 
 // -------------------------------------------------------------------------------- workspace
 
-// Grid: a flag for each CTA of each team, which counts the carries whose slice it has made visible;
-// and the carry, twice, for each team. Always: W by fragments for each CTA of each group. In this
-// order.
+// Grid: a flag for each CTA of each team, which counts the carries whose slice it has made visible.
+// Grid and launches: the carry, twice, for each team. Always: W by fragments for each CTA of each
+// group. In this order.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_zero_bytes(const Plan& plan) {
   return plan.exchange == Exchange::grid ? round_up(plan.teams * plan.ctas * 8, 128) : 0;
 }
@@ -169,8 +185,8 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t global_carry_bytes(const Plan& plan, in
   return plan.batch_tile * global_carry_row_bytes(plan, H);
 }
 FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_offset(const Plan& plan, int64_t H) {
-  const int64_t carry =
-      plan.exchange == Exchange::grid ? 2 * plan.teams * global_carry_bytes(plan, H) : 0;
+  const bool global = plan.exchange == Exchange::grid || plan.exchange == Exchange::launches;
+  const int64_t carry = global ? 2 * plan.teams * global_carry_bytes(plan, H) : 0;
   return round_up(workspace_zero_bytes(plan) + carry, 128);
 }
 FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_bytes_of_cta(const Plan& plan, int64_t H) {

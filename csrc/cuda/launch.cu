@@ -232,7 +232,9 @@ void launch(const KernelArgs& args, const DeviceLimits& limits, void* stream) {
   Launch walk(teams * p.ctas, p.threads, p.shared_bytes, stream);
   if (p.exchange == Exchange::cluster) walk.in_clusters_of(p.ctas);
   if (p.exchange == Exchange::grid) walk.all_at_once();
-  check(cudaLaunchKernelExC(&walk.config, kernel, parameters), words_of(p));
+  for (copy.step = 0; copy.step < launches(p, problem); ++copy.step) {
+    check(cudaLaunchKernelExC(&walk.config, kernel, parameters), words_of(p));
+  }
 }
 
 }  // namespace fused_bptt

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -28,14 +29,20 @@ constexpr double kL2BytesOfSm = 30;       // a cycle; 3942 over all SMs of H100
 constexpr double kGridBytes = 48;         // a cycle, the same lines read by every CTA
 constexpr double kGridPass = 150;         // a further part of the carry: barrier, L2 latency
 constexpr double kL2Share = 0.7;          // of the L2 cache that W may take
+constexpr double kLaunchNs = 2000;        // from a launch to the one that follows it
 
 constexpr double kSend = 4;  // cycles between two st.async of a warp
+
+constexpr Exchange kExchanges[] = {Exchange::cta, Exchange::cluster, Exchange::grid,
+                                   Exchange::launches};
+constexpr Residence kResidences[] = {Residence::registers, Residence::shared, Residence::global};
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Batch rows that a warp multiplies its tiles of W with at once: kWidest blocks of columns of
-// product_mma.cuh and product_fma.cuh.
+// product_mma.cuh and product_fma.cuh, or as many as have sums in registers.
 int64_t passes_over_rows(const Plan& p) {
+  if (p.exchange == Exchange::launches) return divide_up(p.batch_tile, rows_of_launch(p.math));
   const int64_t rows = by_tensor_cores(p.math) ? 16 : p.math == Math::fp64 ? 2 : 4;
   return divide_up(p.batch_tile, rows);
 }
@@ -58,6 +65,12 @@ double product_cycles(const Plan& p, int64_t H, const Rates& rates) {
   return chain * warps_of_part * fma / kFfmaShare + kFfmaLatency;
 }
 
+// How often the device is filled: with teams, or, where no CTA waits for another, with CTAs.
+int64_t waves(const Plan& p, const DeviceLimits& limits) {
+  if (p.exchange == Exchange::launches) return divide_up(p.teams * p.ctas, limits.sms);
+  return divide_up(p.teams, resident_teams(p, limits));
+}
+
 // The carry is read by every warp that shares it; what is left of W once for each pass over
 // columns; the sums of a split k are written and read.
 double shared_cycles(const Plan& p, int64_t H) {
@@ -74,8 +87,12 @@ double streamed_cycles(const Plan& p, const Sizes& s, const DeviceLimits& limits
   const double of_cta = static_cast<double>(passes_over_rows(p)) * rest_of_weights(p, s.H);
   const double all = static_cast<double>(rest_of_weights(p, s.H)) * p.ctas * s.G;
   if (all <= kL2Share * limits.l2_bytes) return of_cta / kL2BytesOfSm;
-  const double ctas = static_cast<double>(p.ctas) * std::min(p.teams, resident_teams(p, limits));
   const double memory = limits.memory_bytes_per_ns / limits.clock_ghz;  // bytes a cycle
+  if (p.exchange == Exchange::launches) {
+    // The CTAs that read the same part of W do so together: it comes from memory once a step.
+    return std::max(of_cta / kL2BytesOfSm, all / memory / waves(p, limits));
+  }
+  const double ctas = static_cast<double>(p.ctas) * std::min(p.teams, resident_teams(p, limits));
   return std::max(of_cta / kL2BytesOfSm, of_cta * ctas / memory);
 }
 
@@ -90,6 +107,7 @@ double exchange_cycles(const Plan& p, int64_t H) {
     return kClusterExchange + std::max(carry * (p.ctas - 1) / p.ctas / kClusterBytes, sends);
   }
   const double passes = divide_up(carry_width(p, H), p.carry_columns);
+  if (p.exchange == Exchange::launches) return carry / kGridBytes + passes * kGridPass;
   return kGridExchange + carry / kGridBytes + (passes - 1) * kGridPass;
 }
 
@@ -98,8 +116,8 @@ double step_us(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
   const double cycles = std::max({product_cycles(p, s.H, rates_of(limits.capability)),
                                   shared_cycles(p, s.H), streamed_cycles(p, s, limits)}) +
                         kStep + outputs * kElement + exchange_cycles(p, s.H);
-  const int64_t waves = divide_up(p.teams, resident_teams(p, limits));
-  return waves * cycles / limits.clock_ghz / 1000;
+  const double launch = p.exchange == Exchange::launches ? kLaunchNs : 0;
+  return (waves(p, limits) * cycles / limits.clock_ghz + launch) / 1000;
 }
 
 // ------------------------------------------------------------------------------- the candidates
@@ -121,11 +139,12 @@ std::vector<int32_t> batch_tiles(int64_t B) {
 
 bool covers(const Plan& p, int64_t H) { return static_cast<int64_t>(p.ctas) * p.units >= H; }
 
-// The whole carry where it fits; else as much of it as does, in the grid exchange alone.
+// The whole carry where it fits; else as much of it as does, where it goes through global memory.
 void set_carry_columns(Plan& p, int64_t H, const DeviceLimits& limits) {
   p.carry_columns = static_cast<int32_t>(carry_width(p, H));
   p.shared_bytes = shared_bytes(p, H);
-  if (p.exchange != Exchange::grid || p.shared_bytes <= limits.shared_of_block) return;
+  const bool in_parts = p.exchange == Exchange::grid || p.exchange == Exchange::launches;
+  if (!in_parts || p.shared_bytes <= limits.shared_of_block) return;
   const int64_t quantum = k_quantum(p) * kCarryAhead;
   const int64_t quanta = divide_up(p.carry_columns, quantum);
   for (int64_t parts = 2; p.shared_bytes > limits.shared_of_block && parts < 2 * quanta;
@@ -135,10 +154,18 @@ void set_carry_columns(Plan& p, int64_t H, const DeviceLimits& limits) {
   }
 }
 
+// What is compiled of an exchange. A launch keeps nothing of W.
+bool exists(Exchange exchange, Residence residence, int32_t row_tiles) {
+  if (exchange != Exchange::launches) return true;
+  return residence == Residence::global &&
+         std::count(std::begin(kRowTilesOfLaunches), std::end(kRowTilesOfLaunches), row_tiles) > 0;
+}
+
 // Everything about a plan that does not depend on the batch tile.
 Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
   if (p.exchange == Exchange::cta && !covers(p, s.H)) return Refusal::one_cta_too_small;
-  if (p.exchange != Exchange::cta && p.ctas == 1) return Refusal::one_cta_is_enough;
+  const bool shares = p.exchange == Exchange::cluster || p.exchange == Exchange::grid;
+  if (shares && p.ctas == 1) return Refusal::one_cta_is_enough;
   if (p.exchange == Exchange::cluster) {
     if (limits.capability < 90) return Refusal::no_clusters;
     if (p.ctas > kLargestCluster) return Refusal::cluster_too_small;
@@ -172,7 +199,7 @@ int64_t resident_teams(const Plan& plan, const DeviceLimits& limits) {
   // A CTA with all its registers has an SM to itself. Smaller ones could share one, at the price
   // of sharing its arithmetic: not counted.
   if (plan.exchange == Exchange::cluster) return limits.active_clusters[plan.ctas];
-  return limits.sms / plan.ctas;
+  return std::max(limits.sms / plan.ctas, 1);
 }
 
 void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limits,
@@ -180,9 +207,10 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
   const Sizes s{std::max<int64_t>(sizes.B, 1), std::max<int64_t>(sizes.G, 1),
                 std::max<int64_t>(sizes.H, 1)};
   const std::vector<int32_t> tiles = batch_tiles(s.B);
-  for (const Exchange exchange : {Exchange::cta, Exchange::cluster, Exchange::grid}) {
-    for (const Residence residence : {Residence::registers, Residence::shared, Residence::global}) {
+  for (const Exchange exchange : kExchanges) {
+    for (const Residence residence : kResidences) {
       for (const int32_t row_tiles : kRowTiles) {
+        if (!exists(exchange, residence, row_tiles)) continue;
         for (int32_t row_warps = 1; row_warps <= kMostWarps; ++row_warps) {
           for (int32_t k_splits = 1; row_warps * k_splits <= kMostWarps; ++k_splits) {
             Candidate c{};
@@ -191,7 +219,7 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
             p.exchange = exchange;
             p.residence = residence;
             p.row_tiles = row_tiles;
-            p.fragments = kFragments;
+            p.fragments = exchange == Exchange::launches ? 0 : kFragments;
             p.k_splits = k_splits;
             p.threads = 32 * row_warps * k_splits;
             p.units = unit_quantum(p);
@@ -204,14 +232,16 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
               continue;
             }
             for (const int32_t rows : tiles) {
+              if (exchange == Exchange::launches && rows > rows_of_launch(math)) break;
               p.batch_tile = rows;
               p.teams = s.G * divide_up(s.B, rows);
               set_carry_columns(p, s.H, limits);
               c.refusal = p.shared_bytes > limits.shared_of_block ? Refusal::shared_too_small
+                          : p.teams > INT32_MAX / p.ctas          ? Refusal::too_many_ctas
                                                                   : Refusal::none;
               p.step_us = c.refusal == Refusal::none ? step_us(p, s, limits) : 0;
               visit(c);
-              if (c.refusal != Refusal::none) break;  // nor would more rows fit
+              if (c.refusal == Refusal::shared_too_small) break;  // nor would more rows fit
             }
           }
         }
@@ -225,16 +255,16 @@ Only only_of(const std::string& text) {
   std::istringstream words(text);
   for (std::string word; std::getline(words, word, ',');) {
     bool known = false;
-    for (int i = 0; i < 3; ++i) {
-      const Exchange exchange = static_cast<Exchange>(i);
-      const Residence residence = static_cast<Residence>(i);
+    for (const Exchange exchange : kExchanges) {
       if (word == name_of(exchange)) only.exchange = exchange, known = true;
+    }
+    for (const Residence residence : kResidences) {
       if (word == name_of(residence)) only.residence = residence, known = true;
     }
     if (!known) {
       throw std::runtime_error(
-          "FUSED_BPTT_CUDA_PLAN: expected cta, cluster or grid, and registers, shared or global, "
-          "parted by a comma, got " +
+          "FUSED_BPTT_CUDA_PLAN: expected cta, cluster, grid or launches, and registers, shared or "
+          "global, parted by a comma, got " +
           text);
     }
   }
@@ -261,7 +291,7 @@ const char* name_of(Math math) {
 }
 
 const char* name_of(Exchange exchange) {
-  constexpr const char* names[] = {"cta", "cluster", "grid"};
+  constexpr const char* names[] = {"cta", "cluster", "grid", "launches"};
   return names[static_cast<int>(exchange)];
 }
 
@@ -300,6 +330,9 @@ std::string words_of(const Candidate& candidate, const Sizes& sizes, const Devic
       return "shared memory of a CTA is " + kib(limits.shared_of_block) + ", " +
              kib(p.shared_bytes) + " are needed with " + std::to_string(p.batch_tile) +
              (p.batch_tile == 1 ? " batch row" : " batch rows");
+    case Refusal::too_many_ctas:
+      return "a grid has at most 2147483647 CTAs, " + std::to_string(p.teams) + " teams of " +
+             std::to_string(p.ctas) + " are needed";
   }
   return "";
 }

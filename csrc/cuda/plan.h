@@ -16,6 +16,7 @@ namespace fused_bptt {
 // Values of Plan that kernels are compiled for; see instantiations/.
 constexpr int32_t kFragments = 32;
 constexpr int32_t kRowTiles[] = {1, 2, 4};
+constexpr int32_t kRowTilesOfLaunches[] = {2, 4};
 constexpr int32_t kMostWarps = 8;  // of a CTA: each thread may have 255 registers
 
 // How float32 may be multiplied: as it is; in TF32 where that is quicker; by three products in
@@ -36,6 +37,7 @@ enum class Refusal : int32_t {
   no_active_cluster,  // of this size on this device
   registers_too_few,  // for all of W
   nothing_rests,      // registers hold all of W
+  too_many_ctas,      // for a launch
   shared_too_small,   // shared_bytes is what it would take
 };
 
@@ -53,7 +55,7 @@ struct Sizes {
 void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limits,
                         const std::function<void(const Candidate&)>& visit);
 
-// Teams that are on the device at once.
+// Teams that are on the device at once. Launches: those whose CTAs are; 1 where not even one's are.
 int64_t resident_teams(const Plan& plan, const DeviceLimits& limits);
 
 // Restricts the choice, so that tests and measurements reach every kernel with few shapes.

@@ -34,6 +34,15 @@ struct WeightReader {
   }
 };
 
+// Where the parts of W that the threads of a CTA read are: fragment (j, i) of thread t is entry
+// (j * row_tiles + i) * threads + t.
+FUSED_BPTT_DEVICE Vector16* packed_weights(const KernelArgs& args, int64_t group, int64_t rank) {
+  const int64_t H = args.problem.H;
+  return reinterpret_cast<Vector16*>(
+      static_cast<std::byte*>(args.workspace) + packed_offset(args.plan, H) +
+      (group * args.plan.ctas + rank) * packed_bytes_of_cta(args.plan, H));
+}
+
 template <Math kMath, int kRowTiles, int kFragments>
 class Product {
  public:
@@ -56,7 +65,7 @@ class Product {
 
   // Takes W, which pack_kernel has put in order, into registers and shared memory.
   FUSED_BPTT_DEVICE void load(const KernelArgs& args, int64_t group, int64_t rank) {
-    const Vector16* from = packed(args, group, rank) + thread_index();
+    const Vector16* from = packed_weights(args, group, rank) + thread_index();
     const int32_t of_k = static_cast<int32_t>(fragments_of_k(args.plan, args.problem.H));
 #pragma unroll
     for (int j = 0; j < kRegistersOfK; ++j) {
@@ -81,7 +90,7 @@ class Product {
                               int32_t i) const {
     const int64_t row = rank * args.plan.units + row_ + i * tile_rows(math);
     const int64_t k = (j * k_splits_ + split_) * fragment_depth(math);
-    packed(args, group, rank)[(j * kRowTiles + i) * threads_ + thread_index()] =
+    packed_weights(args, group, rank)[(j * kRowTiles + i) * threads_ + thread_index()] =
         Ops::fragment(lane_, row, k, WeightReader<Storage>(args.problem, group));
   }
 
@@ -105,13 +114,6 @@ class Product {
   }
 
  private:
-  FUSED_BPTT_DEVICE static Vector16* packed(const KernelArgs& args, int64_t group, int64_t rank) {
-    const int64_t H = args.problem.H;
-    return reinterpret_cast<Vector16*>(
-        static_cast<std::byte*>(args.workspace) + packed_offset(args.plan, H) +
-        (group * args.plan.ctas + rank) * packed_bytes_of_cta(args.plan, H));
-  }
-
   // Where this thread's part of a fragment is, counted from what follows the registers.
   FUSED_BPTT_DEVICE int64_t rest_index(int32_t j, int i) const {
     return static_cast<int64_t>((j - kRegistersOfK) * kRowTiles + i) * threads_;
@@ -147,7 +149,7 @@ class Product {
     const int32_t from = at_least(first, kRegistersOfK);
     // Loads of W under way a thread: 4 of 16 bytes, by 256 threads, are twice what L2's latency
     // takes at its bandwidth, and more registers than these are not there.
-    constexpr int kInFlight = kRowTiles < 4 ? 4 / kRowTiles : 1;
+    constexpr int kInFlight = kRowTiles < 2 ? 2 : 1;
     if (residence == Residence::shared) {
 #pragma unroll 1
       for (int32_t j = from; j < end; ++j) {

@@ -12,6 +12,7 @@
 
 #include "exchange_cta.cuh"
 #include "exchange_grid.cuh"
+#include "exchange_launches.cuh"
 #if defined(FUSED_BPTT_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include "exchange_cluster.cuh"
 #endif
@@ -25,9 +26,15 @@ class Walk {
   using Operand = typename Product::Operand;
   using Sum = typename Product::Sum;
   static constexpr int kPer = kPerWord<Operand>;
+  // Whether what a thread knows outlives the step.
+  static constexpr bool kGoesOn = !std::is_same_v<Exchange<Product>, ExchangeLaunches<Product>>;
   // Words of a thread whose drive and factor are fetched while the step before is computed. What a
-  // larger tile has beyond them is fetched when it is needed.
+  // larger tile has beyond them is fetched when it is needed, so many words together as there are
+  // registers for beside W.
   static constexpr int kAhead = 2;
+  static constexpr int kTogether = kGoesOn ? 2 / kPer : 4;
+  // Sums of a word's units that are read together.
+  static constexpr int kSplitsTogether = 4;
   // Steps that memory is asked for L2 lines in advance.
   static constexpr int64_t kFarAhead = 8;
 
@@ -44,7 +51,7 @@ class Walk {
 
   FUSED_BPTT_DEVICE void run() {
     if (team_.steps == 0) {
-      for_each_word(team_.tile_rows, [&](int32_t b, int32_t n, Fetched*) { store_initial(b, n); });
+      store_initials();
       return;
     }
     exchange_.begin();
@@ -56,12 +63,28 @@ class Walk {
       if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
       sync_block();
       const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
-      step(i, rows, next, carried, sent);
+      step(i, {rows, next, carried, sent});
       if (!team_.multiplies(i + 1)) break;
       exchange_.publish(i + 1);
       before = rows, rows = next, next = after;
     }
     exchange_.end();
+  }
+
+  // Step i alone, of a walk that is launched for each of its steps.
+  FUSED_BPTT_DEVICE void run_step(int64_t i) {
+    if (team_.steps == 0) {
+      if (i == 0) store_initials();
+      return;
+    }
+    if (i > 0 && !team_.multiplies(i)) return;  // others of a packed batch have more steps
+    const int32_t before = team_.rows(i - 1), rows = team_.rows(i), next = team_.rows(i + 1);
+    fetch(i, rows);
+    const int32_t carried = team_.multiplies(i) ? team_.carried(before, rows) : 0;
+    if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
+    sync_block();
+    const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
+    step(i, {rows, next, carried, sent});
   }
 
  private:
@@ -71,51 +94,87 @@ class Walk {
     Storage factor[kPer];
   };
 
-  // Calls f(b, n, ahead) for this thread's words of the rows [0, rows), where `ahead` is what was
-  // fetched for the word, or null.
-  template <class F>
-  FUSED_BPTT_DEVICE void for_each_word(int32_t rows, const F& f) {
-    Cursor at(team_.plan.threads, words_of_row_);
+  // How far each row of the tile has come at step i: row b has a step if b < rows, and a product if
+  // b < carried; carry i + 1 is sent of the rows below `sent`; rows at `next` and above have no
+  // further step.
+  struct Rows {
+    int32_t rows, next, carried, sent;
+  };
+
+  // This thread's words of a tile, one after another.
+  FUSED_BPTT_DEVICE Cursor words() const { return Cursor(team_.plan.threads, words_of_row_); }
+  FUSED_BPTT_DEVICE int32_t unit_of(const Cursor& at) const {
+    return team_.first_unit + at.column * kPer;
+  }
+
+  FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
+    Cursor at = words();
 #pragma unroll
     for (int m = 0; m < kAhead; ++m) {
-      if (at.row < rows) f(at.row, team_.first_unit + at.column * kPer, &ahead_[m]);
+      if (at.row < rows) fetch_word(team_.time(i), at.row, unit_of(at), ahead_[m]);
       at.advance();
-    }
-#pragma unroll 1
-    for (; at.row < rows; at.advance()) {
-      f(at.row, team_.first_unit + at.column * kPer, static_cast<Fetched*>(nullptr));
     }
   }
 
-  // One epilogue: row b has a step i if b < rows, and a product if b < carried; carry i + 1 is sent
-  // of the rows below `sent`; rows at `next` and above have no further step.
-  FUSED_BPTT_DEVICE void step(int64_t i, int32_t rows, int32_t next, int32_t carried,
-                              int32_t sent) {
+  FUSED_BPTT_DEVICE void step(int64_t i, const Rows& r) {
     const int64_t t = team_.time(i);
-    const int32_t touched = at_least(at_least(rows, carried), at_least(sent, next));
-    for_each_word(touched, [&](int32_t b, int32_t n, Fetched* ahead) {
-      Packed<Operand> word{};
-      Fetched fetched;
-      if (ahead) fetched = *ahead;
-      if (!ahead && b < rows) fetch_word(t, b, n, fetched);
+    const int32_t touched = at_least(at_least(r.rows, r.carried), at_least(r.sent, r.next));
+    Cursor at = words();
+#pragma unroll
+    for (int m = 0; m < kAhead; ++m) {
+      if (at.row < touched) finish_word(i, t, at.row, unit_of(at), r, ahead_[m]);
+      if (kGoesOn && at.row < r.next) {
+        fetch_word(team_.time(i + 1), at.row, unit_of(at), ahead_[m]);
+      }
+      at.advance();
+    }
+#pragma unroll 1
+    while (at.row < touched) {
+      Fetched fetched[kTogether];
+      Cursor asked = at;
+#pragma unroll
+      for (int m = 0; m < kTogether; ++m) {
+        if (asked.row < r.rows) fetch_word(t, asked.row, unit_of(asked), fetched[m]);
+        asked.advance();
+      }
+#pragma unroll
+      for (int m = 0; m < kTogether; ++m) {
+        if (at.row < touched) finish_word(i, t, at.row, unit_of(at), r, fetched[m]);
+        at.advance();
+      }
+    }
+  }
+
+  // The sums of a word's units become its next state, which the peers wait for: it is sent before
+  // it is stored.
+  FUSED_BPTT_DEVICE void finish_word(int64_t i, int64_t t, int32_t b, int32_t n, const Rows& r,
+                                     const Fetched& fetched) {
+    const bool steps = b < r.rows, multiplied = b < r.carried;
+    Sum sum[kPer];
+    if (multiplied) {
+      add_splits(b, n, sum);
+    } else {
+      // A row at its first step has no product; in the adjoint, the cotangent of its last state.
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
-        if (n + j >= p_.H) continue;
-        if (b < rows) {
-          const Sum sum = b < carried ? product_of(b, n + j) : begins_with(b, n + j);
-          const Storage value = round_to<Storage>(step_value(fetched, j, sum));
-          at(p_.out, t, b, n)[j] = value;
-          if (b >= next && !p_.adjoint) last(b, n)[j] = value;
-          word.value[j] = Ops::operand(widen(value));
-        } else if (b < carried) {
-          last(b, n)[j] = round_to<Storage>(product_of(b, n + j));
-        } else if (b < sent) {
-          word.value[j] = Ops::operand(widen(initial(b, n)[j]));  // begins at the next step
-        }
+        sum[j] = p_.initial.data && n + j < p_.H ? Sum(widen(initial(b, n)[j])) : Sum{0};
       }
-      if (b < sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
-      if (ahead && b < next) fetch_word(team_.time(i + 1), b, n, *ahead);
-    });
+    }
+    Packed<Operand> word{};
+    Storage value[kPer];
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      // A row that begins at the next step carries its initial state; one that has ended, nothing.
+      value[j] = round_to<Storage>(steps ? step_value(fetched, j, sum[j]) : sum[j]);
+      if (n + j < p_.H) word.value[j] = Ops::operand(widen(value[j]));
+    }
+    if (b < r.sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      if (n + j >= p_.H) continue;
+      if (steps) at(p_.out, t, b, n)[j] = value[j];
+      if (p_.adjoint ? !steps && multiplied : steps && b >= r.next) last(b, n)[j] = value[j];
+    }
   }
 
   FUSED_BPTT_DEVICE Sum step_value(const Fetched& fetched, int j, Sum sum) const {
@@ -132,33 +191,41 @@ class Walk {
   }
 
   // The parts of the splits, always added in the same order.
-  FUSED_BPTT_DEVICE Sum product_of(int32_t b, int32_t n) const {
+  FUSED_BPTT_DEVICE void add_splits(int32_t b, int32_t n, Sum (&sum)[kPer]) const {
+    const int32_t splits = team_.plan.k_splits;
     const Sum* part = sums_ + b * sums_row_ + (n - team_.first_unit);
-    Sum sum = *part;
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) sum[j] = part[j];
 #pragma unroll 1
-    for (int32_t split = 1; split < team_.plan.k_splits; ++split) {
-      part += split_stride_;
-      sum += *part;
+    for (int32_t split = 1; split < splits; split += kSplitsTogether) {
+      Sum parts[kSplitsTogether][kPer];
+#pragma unroll
+      for (int s = 0; s < kSplitsTogether; ++s) {
+        part += split_stride_;
+#pragma unroll
+        for (int j = 0; j < kPer; ++j) {
+          if (split + s < splits) parts[s][j] = part[j];
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kSplitsTogether; ++s) {
+#pragma unroll
+        for (int j = 0; j < kPer; ++j) {
+          if (split + s < splits) sum[j] += parts[s][j];
+        }
+      }
     }
-    return sum;
   }
 
-  // What a row has for a product at its first step: nothing; in the adjoint the cotangent of its
-  // last state.
-  FUSED_BPTT_DEVICE Sum begins_with(int32_t b, int32_t n) const {
-    return p_.initial.data ? Sum(widen(*initial(b, n))) : Sum{0};
-  }
-
-  FUSED_BPTT_DEVICE void store_initial(int32_t b, int32_t n) const {
-    for (int j = 0; j < kPer && n + j < p_.H; ++j) {
-      last(b, n)[j] = p_.initial.data ? initial(b, n)[j] : round_to<Storage>(Sum{0});
+  // Of a walk without steps.
+  FUSED_BPTT_DEVICE void store_initials() const {
+#pragma unroll 1
+    for (Cursor at = words(); at.row < team_.tile_rows; at.advance()) {
+      const int32_t n = unit_of(at);
+      for (int j = 0; j < kPer && n + j < p_.H; ++j) {
+        last(at.row, n)[j] = p_.initial.data ? initial(at.row, n)[j] : round_to<Storage>(Sum{0});
+      }
     }
-  }
-
-  FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
-    for_each_word(rows, [&](int32_t b, int32_t n, Fetched* ahead) {
-      if (ahead) fetch_word(team_.time(i), b, n, *ahead);
-    });
   }
 
   FUSED_BPTT_DEVICE void fetch_word(int64_t t, int32_t b, int32_t n, Fetched& fetched) const {
@@ -222,7 +289,18 @@ recurrence_kernel(FUSED_BPTT_ARGS args) {
   }
 }
 
-// Before recurrence_kernel: puts W in the order in which its threads read it, on pack_blocks()
+// One step of every team. The CTAs of all teams that read the same part of W follow one another, so
+// that it comes from memory once.
+template <class Product, Primitive primitive>
+FUSED_BPTT_GLOBAL(kMostThreads)
+step_kernel(FUSED_BPTT_ARGS args) {
+  const int32_t teams = static_cast<int32_t>(args.plan.teams);
+  const Team team(args, block_index() % teams, block_index() / teams);
+  const Product product(args, team);
+  Walk<Product, ExchangeLaunches, primitive>(team, product).run_step(args.step);
+}
+
+// Before the walk: puts W in the order in which its threads read it, on pack_blocks()
 // CTAs. (Each CTA reading its own part of W as it lies measured as half of the kernel's code, and
 // made the teams of one group read the same W in the same scattered way.)
 template <class Product>

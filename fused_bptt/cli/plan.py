@@ -25,12 +25,14 @@ _EXCHANGES = {
     "cta": "one CTA, no exchange",
     "cluster": "a cluster of {ctas} CTAs, which push through distributed shared memory",
     "grid": "{ctas} CTAs anywhere on the device, which exchange through L2",
+    "launches": "a launch for each step, of {ctas} CTAs a batch tile",
 }
 _RESIDENCES = {
     "registers": "in registers",
     "shared": "in registers and shared memory",
     "global": "in registers, the rest streamed from global memory at every step",
 }
+_STREAMED = "streamed from global memory at every step, once for each batch tile"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +113,9 @@ def lines(options: argparse.Namespace) -> list[str]:
     ]
     chosen = next((row for row in rows if row["verdict"] == "chosen"), None)
     found += (
-        ["plan              none: every way is refused"] if chosen is None else _plan(chosen, T)
+        ["plan              none: every way is refused"]
+        if chosen is None
+        else _plan(chosen, T, int(device["sms"]))
     )
     found += ["", f"{'weighed':<18}{'exchange':<10}{'W':<11}µs a step"]
     for row in rows:
@@ -122,16 +126,17 @@ def lines(options: argparse.Namespace) -> list[str]:
     return found
 
 
-def _plan(row: dict[str, str], T: int) -> list[str]:
+def _plan(row: dict[str, str], T: int, sms: int) -> list[str]:
     teams, resident = int(row["teams"]), int(row["resident"])
-    waves = math.ceil(teams / resident)
+    launches = row["exchange"] == "launches"
+    waves = math.ceil(teams * int(row["ctas"]) / sms if launches else teams / resident)
     at_once = "all at once" if waves == 1 else f"in {waves} waves"
     step = float(row["step_us"])
     return [
         f"plan              {row['math']}; {_EXCHANGES[row['exchange']].format(**row)}",
-        f"  W               {_RESIDENCES[row['residence']]}",
-        f"  batch           {teams} x {row['batch_tile']} rows, {at_once} "
-        f"(the device has room for {resident})",
+        f"  W               {_STREAMED if launches else _RESIDENCES[row['residence']]}",
+        f"  batch           {teams} x {row['batch_tile']} rows, {at_once}"
+        + ("" if launches else f" (the device has room for {resident})"),
         f"  CTA             {row['units']} units, {row['threads']} threads, "
         f"k split {row['k_splits']} ways, {int(row['shared_bytes']) / 1024:.0f} KiB shared memory",
         f"  predicted       {step:.2f} µs a step, {step * T / 1000:.2f} ms for the walk "

@@ -18,15 +18,14 @@ DeviceLimits small_device() {
   return limits;
 }
 
-template <Math math, int kRowTiles, template <class> class Exchange>
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
 void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   Cut cut{p.exchange, p.residence, p.ctas, p.threads / 32 / p.k_splits, p.k_splits, p.batch_tile};
   cut.resident_teams = static_cast<int32_t>(std::min(p.teams, resident_teams(p, small_device())));
   if (p.carry_columns != carry_width(p, shape.H)) {
     cut.carry_quanta = static_cast<int32_t>(p.carry_columns / k_quantum(p));
   }
-  const Plan again =
-      plan_of<Product<math, kRowTiles, kFragments>>(cut, shape, kRowTiles, kFragments);
+  const Plan again = plan_of(math, cut, shape, kRowTiles, p.fragments);
   if (again.units != p.units || again.teams != p.teams || again.shared_bytes != p.shared_bytes) {
     fail("plan.cpp and kernel_args.h disagree");
   }
@@ -38,11 +37,13 @@ template <Math math, int kRowTiles>
 void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   switch (p.exchange) {
     case fused_bptt::Exchange::cta:
-      return run_plan<math, kRowTiles, ExchangeCta>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeCta>(p, shape, name);
     case fused_bptt::Exchange::cluster:
-      return run_plan<math, kRowTiles, ExchangeCluster>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeCluster>(p, shape, name);
     case fused_bptt::Exchange::grid:
-      return run_plan<math, kRowTiles, ExchangeGrid>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeGrid>(p, shape, name);
+    case fused_bptt::Exchange::launches:
+      return run_plan<math, kRowTiles, 0, ExchangeLaunches>(p, shape, name);
   }
 }
 
@@ -53,8 +54,10 @@ void run_plans(const Shape& shape) {
   for_each_candidate({shape.B, shape.G, shape.H}, math, limits, [&](const Candidate& c) {
     const Plan& p = c.plan;
     if (c.refusal != Refusal::none) return;
-    const int64_t together =
-        p.exchange == fused_bptt::Exchange::grid ? std::min(p.teams, resident_teams(p, limits)) : 1;
+    const int64_t together = p.exchange == fused_bptt::Exchange::grid
+                                 ? std::min(p.teams, resident_teams(p, limits))
+                             : p.exchange == fused_bptt::Exchange::launches ? p.teams
+                                                                            : 1;
     if (together * p.ctas * p.threads > 640) return;  // threads of this machine
     const bool parts = p.carry_columns != carry_width(p, shape.H);
     const auto [at, fresh] = cheapest.try_emplace({p.exchange, p.residence, p.row_tiles, parts}, p);

@@ -26,7 +26,7 @@ struct Cut {
   int32_t k_splits = 1;
   int32_t batch_tile = 8;
   int32_t resident_teams = 0;  // grid: teams on the device together, 0 for all
-  int32_t carry_quanta = 0;    // grid: of k in shared memory at once, 0 for all
+  int32_t carry_quanta = 0;    // grid, launches: of k in shared memory at once, 0 for all
 };
 
 struct Shape {
@@ -44,10 +44,11 @@ struct Options {
   bool transposed = false;  // W through its strides
 };
 
-template <class Product>
-Plan plan_of(const Cut& cut, const Shape& shape, int32_t row_tiles, int32_t fragments) {
+// `fragments` of a launch is 0: it keeps nothing of W.
+inline Plan plan_of(Math math, const Cut& cut, const Shape& shape, int32_t row_tiles,
+                    int32_t fragments) {
   Plan plan{};
-  plan.math = Product::math;
+  plan.math = math;
   plan.exchange = cut.exchange;
   plan.residence = cut.residence;
   plan.ctas = cut.ctas;
@@ -62,6 +63,9 @@ Plan plan_of(const Cut& cut, const Shape& shape, int32_t row_tiles, int32_t frag
   plan.teams = shape.G * ((shape.B + cut.batch_tile - 1) / cut.batch_tile);
   plan.shared_bytes = shared_bytes(plan, shape.H);
   if (plan.ctas * plan.units < shape.H) fail("the case's plan has too few units");
+  if ((plan.exchange == Exchange::launches) != (fragments == 0)) {
+    fail("the case's plan keeps W in registers of a launch, or nothing of it");
+  }
   const bool fits = fragments_of_k(plan, shape.H) <= registers_of_k(plan);
   if (fits != (plan.residence == Residence::registers)) {
     fail("the case's plan keeps W in registers or it does not");
@@ -188,14 +192,43 @@ inline double tolerance(Math math) {
   }
 }
 
+// The kernels on the plan of `args`, whose workspace holds what it may.
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+          Primitive primitive>
+void solve(KernelArgs args, int64_t resident_teams) {
+  const Plan& plan = args.plan;
+  const Problem& p = args.problem;
+  std::memset(args.workspace, 0, static_cast<size_t>(workspace_zero_bytes(plan)));
+  // W lies alike whatever a kernel keeps of it.
+  using Packed = Product<math, kRowTiles, kFragments == 0 ? kRowTiles : kFragments>;
+  run_one_by_one([&] { pack_kernel<Packed>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
+  if constexpr (kFragments == 0) {
+    const auto kernel = [&] { step_kernel<StreamedProduct<math, kRowTiles>, primitive>(args); };
+    const int64_t ctas = plan.teams * plan.ctas;
+    for (args.step = 0; args.step < launches(plan, p); ++args.step) {
+      run_together(kernel, 0, ctas, ctas, plan.threads, 1, plan.shared_bytes);
+    }
+  } else {
+    const auto kernel = [&] { recurrence_kernel<Packed, Exchange, primitive>(args); };
+    if (plan.exchange == fused_bptt::Exchange::grid) {
+      const int64_t ctas = (resident_teams ? resident_teams : plan.teams) * plan.ctas;
+      run_together(kernel, 0, ctas, ctas, plan.threads, 1, plan.shared_bytes);
+    } else {
+      for (int64_t team = 0; team < plan.teams; ++team) {
+        run_together(kernel, team * plan.ctas, plan.ctas, plan.teams * plan.ctas, plan.threads,
+                     plan.ctas, plan.shared_bytes);
+      }
+    }
+  }
+}
+
 template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
           Primitive primitive>
 void run(const std::string& name, const Cut& cut, const Shape& shape, const Options& options) {
-  using Product = fused_bptt::Product<math, kRowTiles, kFragments>;
-  using Storage = typename Product::Storage;
+  using Storage = typename OpsOf<math>::Storage;
   std::mt19937 generator(7);
   KernelArgs args{};
-  args.plan = plan_of<Product>(cut, shape, kRowTiles, kFragments);
+  args.plan = plan_of(math, cut, shape, kRowTiles, kFragments);
   Problem& p = args.problem;
   p.primitive = primitive;
   p.phi = options.phi;
@@ -242,20 +275,7 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
                                    std::byte{0xFF});
   args.workspace =
       reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 127) / 128 * 128);
-  std::memset(args.workspace, 0, static_cast<size_t>(workspace_zero_bytes(plan)));
-
-  run_one_by_one([&] { pack_kernel<Product>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
-  const auto kernel = [&] { recurrence_kernel<Product, Exchange, primitive>(args); };
-  if (plan.exchange == fused_bptt::Exchange::grid) {
-    const int64_t teams = cut.resident_teams ? cut.resident_teams : plan.teams;
-    run_together(kernel, 0, teams * plan.ctas, teams * plan.ctas, plan.threads, 1,
-                 plan.shared_bytes);
-  } else {
-    for (int64_t team = 0; team < plan.teams; ++team) {
-      run_together(kernel, team * plan.ctas, plan.ctas, plan.teams * plan.ctas, plan.threads,
-                   plan.ctas, plan.shared_bytes);
-    }
-  }
+  solve<math, kRowTiles, kFragments, Exchange, primitive>(args, cut.resident_teams);
 
   double error = 0;
   const auto compare = [&](Numbers<Storage>& actual, const std::vector<double>& truth) {
