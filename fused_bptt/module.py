@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from .convert import same_state
 from .functional import rnn
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+SequenceLike = Tensor | PackedSequence
+
+#: Given (module, input, hx, output, h_n), gives output and h_n on.
+Observer = Callable[
+    [nn.RNNBase, SequenceLike, Tensor | None, SequenceLike, Tensor], tuple[SequenceLike, Tensor]
+]
 
 
 class RNN(nn.RNNBase):
@@ -39,6 +47,10 @@ class RNN(nn.RNNBase):
         ValueError, TypeError: an argument does not fit, in ``nn.RNN``'s words.
     """
 
+    #: See the results of every pass. Forward hooks would, too, but calling them costs 4 us, and a
+    #: graph that was compiled for another module of this kind is used again as if there were none.
+    _observers: tuple[Observer, ...] = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes what ``nn.RNN`` takes, in its order."""
         if "proj_size" in kwargs:
@@ -54,9 +66,7 @@ class RNN(nn.RNNBase):
             )
         super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
 
-    def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    def forward(self, input: SequenceLike, hx: Tensor | None = None) -> tuple[SequenceLike, Tensor]:
         """Runs the whole sequence; shapes and errors are those of :func:`fused_bptt.rnn`.
 
         Args:
@@ -67,7 +77,7 @@ class RNN(nn.RNNBase):
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
-        return rnn(
+        output, h_n = rnn(
             input,
             hx,
             self._weights(),
@@ -79,6 +89,9 @@ class RNN(nn.RNNBase):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
         )
+        for observe in self._observers:
+            output, h_n = observe(self, input, hx, output, h_n)
+        return output, h_n
 
     def _weights(self) -> list[Tensor]:
         # By name, not from _flat_weights: a parametrization takes a parameter's place as an
@@ -88,6 +101,12 @@ class RNN(nn.RNNBase):
             parameters[name] if name in parameters else getattr(self, name)  # type: ignore[misc]
             for name in self._flat_weights_names
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not who observes this module."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_observers", None)
+        return state
 
     def flatten_parameters(self) -> None:
         """Does nothing, since weights may lie anywhere; kept because users of nn.RNN call it."""
