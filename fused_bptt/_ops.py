@@ -375,8 +375,8 @@ _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-un
 def define(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
     """An operator with a kernel in Python for every device, which is called for what it does.
 
-    It returns nothing and takes tensors of any strides. A compiler does not look inside, and neither
-    leaves it out nor computes an argument again to have it in other strides.
+    It returns nothing and takes tensors of any strides. A compiler does not look inside, and
+    neither leaves it out nor computes an argument again to have it in other strides.
     ``torch.library.custom_op`` would add checks around every call, of 0.1 ms.
     """
     name = schema.partition("(")[0]

@@ -104,7 +104,7 @@ class RNN(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not who observes this module."""
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state.pop("_observers", None)
         return state
 
