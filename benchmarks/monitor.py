@@ -1,16 +1,21 @@
 """What a GradientMonitor costs a training step: a line of JSON for each size.
 
-    python -m benchmarks.monitor
+    python -m benchmarks.monitor [--compiled] [--seconds 20]
 
-The same training step with and without a monitor takes turns in blocks of about a second; the cost
-is the median of the blocks' ratios. Time is that of the process, so that what else runs on the
-machine adds noise and no bias. The monitor rations its readings by the same clock, which stands
-still while the other step has its turn.
+The same training step with and without a monitor takes turns in blocks of some milliseconds, the
+order drawn anew for each pair. ``between`` is what a step without a reading costs more, the median
+over the pairs, and ``between_error`` that median's standard error. ``reading_seconds`` is what the
+blocks with a reading take longer than the median block. The monitor rations its readings by a clock
+that stands still while the other step has its turn, and ``readings`` is their part of the time of
+training. ``cost`` is the sum of both. Blocks are timed by the processor's time of the process, so
+that what else runs on the machine adds noise and no bias.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -23,18 +28,27 @@ from fused_bptt import RNN, GradientMonitor
 from fused_bptt.inspection import monitor as monitoring
 
 SIZES = ((100, 1, 16, 16), (100, 32, 16, 16), (100, 32, 64, 64), (100, 32, 64, 256))
-BLOCKS, BLOCK_SECONDS = 7, 1.0
+BLOCK_SECONDS = 0.004
+#: What a reading does to the caches is over after so many steps.
+LEAST_STEPS = 4
 
 
-def training_step(INPUTS: int, H: int, monitored: bool) -> tuple[Callable[[Tensor], None], Any]:
+def training_step(
+    INPUTS: int, H: int, monitored: bool, compiled: bool
+) -> tuple[Callable[[Tensor], None], Any]:
     torch.manual_seed(0)
     rnn = RNN(INPUTS, H)
     monitor = GradientMonitor(rnn) if monitored else None
     optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-6)
 
+    def loss(x: Tensor) -> Tensor:
+        return rnn(x)[0].square().mean()
+
+    used = torch.compile(loss, fullgraph=True) if compiled else loss
+
     def step(x: Tensor) -> None:
         optimizer.zero_grad()
-        rnn(x)[0].square().mean().backward()
+        used(x).backward()
         optimizer.step()
 
     return step, monitor
@@ -47,37 +61,61 @@ def seconds(step: Callable[[Tensor], None], x: Tensor, count: int) -> float:
     return time.process_time() - start
 
 
-def measure(T: int, B: int, INPUTS: int, H: int) -> dict[str, Any]:
+def measure(size: tuple[int, int, int, int], compiled: bool, limit: float) -> dict[str, Any]:
+    T, B, INPUTS, H = size
     x = torch.randn(T, B, INPUTS)
-    plain, _ = training_step(INPUTS, H, monitored=False)
-    watched, monitor = training_step(INPUTS, H, monitored=True)
-    elsewhere = 0.0
-    monitoring.perf_counter = lambda: time.process_time() - elsewhere  # type: ignore[assignment]
-    seconds(watched, x, 5)
-    count = max(4, round(BLOCK_SECONDS * 5 / seconds(plain, x, 5)))
-    ratios, steps = [], []
-    first = len(monitor.readings)
-    for _ in range(BLOCKS):
-        alone = seconds(plain, x, count)
-        elsewhere += alone
-        ratios.append(seconds(watched, x, count) / alone)
-        steps.append(alone / count)
+    plain, _ = training_step(INPUTS, H, False, compiled)
+    watched, monitor = training_step(INPUTS, H, True, compiled)
+    stopped = 0.0
+    monitoring.perf_counter = lambda: time.perf_counter() - stopped  # type: ignore[assignment]
+    for step in (plain, watched):
+        seconds(step, x, 20)
+    count = max(LEAST_STEPS, round(BLOCK_SECONDS * 20 / seconds(plain, x, 20)))
+
+    alone, between, reading = [], [], []
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        taken = {}
+        before = len(monitor.readings)
+        for step in random.sample((plain, watched), 2):
+            start = time.perf_counter()
+            step(x)  # finds the caches as the other one left them
+            taken[step] = seconds(step, x, count)
+            stopped += time.perf_counter() - start if step is plain else 0
+        alone.append(taken[plain])
+        if len(monitor.readings) == before:
+            between.append(taken[watched] / taken[plain] - 1)
+        else:
+            reading.append(taken[watched])
+    median = statistics.median(alone)
+    ratio = statistics.median(between)
+    spread = 1.4826 * statistics.median(abs(each - ratio) for each in between)
+    excess = statistics.mean(reading) - median * (1 + ratio) if reading else 0.0
+    part = excess * len(reading) / (median * len(alone))
     return {
         "T": T,
         "B": B,
         "H": H,
-        "step_seconds": statistics.median(steps),
-        "cost": statistics.median(ratios) - 1,
-        "costs": [ratio - 1 for ratio in ratios],
-        "readings": len(monitor.readings) - first,
-        "steps": BLOCKS * count,
+        "compiled": compiled,
+        "step_seconds": median / count,
+        "cost": ratio + part,
+        "between": ratio,
+        "between_error": 1.2533 * spread / len(between) ** 0.5,
+        "readings": part,
+        "reading_seconds": excess,
+        "blocks_with_a_reading": len(reading),
+        "blocks": len(alone),
     }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compiled", action="store_true", help="under torch.compile")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each size (default: 20)")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     for size in SIZES:
-        print(json.dumps(measure(*size)), flush=True)
+        print(json.dumps(measure(size, given.compiled, given.seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def same_state(module: nn.Module, source: type[nn.Module], target: type[Module])
         )
     twin = cls.__new__(cls)
     twin.__dict__ = module.__dict__.copy()
+    twin.__dict__.pop("_observers", None)  # they observe the one module
     hooks: Any = module._load_state_dict_pre_hooks
     for hook in hooks.values():
         if getattr(hook, "with_module", False):  # it knows its module by a weak reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from .convert import same_state
 from .functional import rnn
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+SequenceLike = Tensor | PackedSequence
+
+#: Given (module, input, hx, output, h_n), gives output and h_n on.
+Observer = Callable[
+    [nn.RNNBase, SequenceLike, Tensor | None, SequenceLike, Tensor], tuple[SequenceLike, Tensor]
+]
 
 
 class RNN(nn.RNNBase):
@@ -39,6 +47,10 @@ class RNN(nn.RNNBase):
         ValueError, TypeError: an argument does not fit, in ``nn.RNN``'s words.
     """
 
+    #: See the results of every pass. Forward hooks would, too, but calling them costs 4 us, and a
+    #: graph that was compiled for another module of this kind is used again as if there were none.
+    _observers: tuple[Observer, ...] = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes what ``nn.RNN`` takes, in its order."""
         if "proj_size" in kwargs:
@@ -56,7 +68,7 @@ class RNN(nn.RNNBase):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: SequenceLike,
         hx: Tensor | None = None,
         *,
         reset: Tensor | None = None,
@@ -82,7 +94,14 @@ class RNN(nn.RNNBase):
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
-        return rnn(
+        if self._observers and (
+            reset is not None or bptt_window or return_all_layers or state_batch_first
+        ):
+            raise RuntimeError(
+                "reset, bptt_window, return_all_layers, state_batch_first: expected none of them "
+                "while a GradientMonitor reads this module, got one; close the monitor before"
+            )
+        output, h_n = rnn(
             input,
             hx,
             self._weights(),
@@ -100,6 +119,9 @@ class RNN(nn.RNNBase):
             return_all_layers=return_all_layers,
             state_batch_first=state_batch_first,
         )
+        for observe in self._observers:
+            output, h_n = observe(self, input, hx, output, h_n)
+        return output, h_n
 
     def step(
         self, input: Tensor, state: Tensor | None = None, *, state_batch_first: bool = False

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from helpers import raised
-from tolerance import assert_close, assert_exact
+from helpers import LOW_PRECISION, raised
+from tolerance import assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -27,6 +28,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layers": {"num_layers": 3, "bidirectional": True, "batch_first": True},
     "no bias": {"bias": False, "num_layers": 2},
 }
+
+
+def compiles(test: Any) -> Any:
+    """With torch's own warnings inside the compiler."""
+    for said in (":Dynamo detected a call to a `functools.lru_cache`", "::DeprecationWarning"):
+        test = pytest.mark.filterwarnings(f"ignore{said}")(test)
+    return test
 
 
 def make(kind: type[nn.RNNBase] = fused_bptt.RNN, **options: Any) -> Any:
@@ -158,20 +166,37 @@ def test_dropout_leaves_the_last_layer() -> None:
     assert [each.layer for each in monitor.readings] == [1, 0, 1]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_lower_precision_and_autocast(dtype: torch.dtype) -> None:
-    rnn = make(num_layers=2).to(dtype)
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_lower_precision_is_no_worse_than_the_trace(dtype: torch.dtype, options: Any) -> None:
+    rnn = make(**options).to(dtype)
     x, hx = (each.to(dtype) for each in batch(rnn))
-    monitor = GradientMonitor(rnn, every=1)
-    loss(*rnn(x, hx)).backward()
-    if dtype == torch.float32:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    with GradientMonitor(rnn, every=1) as monitor:
+        loss(*rnn(x, hx)).backward()
+    wide = make(**options)
+    wide.load_state_dict(rnn.state_dict())
+    assert len(monitor.readings) == rnn.num_layers * (2 if rnn.bidirectional else 1)
+    for each in monitor.readings:
+        rival, exact = (
+            fused_bptt.trace(module, *data, loss, layer=each.layer, reverse=each.reverse).q.double()
+            for module, data in ((rnn, (x, hx)), (wide, (x.double(), hx.double())))
+        )
+        norms = [q.flatten(1).norm(dim=1) for q in (rival, exact)]
+        rival, exact = (n.flip(0) for n in norms) if each.reverse else norms
+        assert_no_worse({"q": each.q_norms}, {"q": rival}, {"q": exact}, computed_in=dtype)
+
+
+def test_autocast_is_read_as_the_type_that_it_computes_in() -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        rnn = make(num_layers=2).bfloat16().to(dtype)
+        x, hx = (each.bfloat16().to(dtype) for each in batch(rnn))
+        monitor = GradientMonitor(rnn, every=1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             output, h_n = rnn(x, hx)
         loss(output.float(), h_n.float()).backward()
-    exact = monitor.readings[-1].q_norms
-    wide = make(num_layers=2)
-    found = fused_bptt.trace(wide, *batch(wide), loss, layer=1).q.flatten(1).norm(dim=1)
-    assert (exact - found).abs().max() < 0.1 * found.max(), "of the size of bfloat16's rounding"
+        found.append({each.name: each.q_norms for each in monitor.readings})
+    assert_exact(*found)
 
 
 # When it reads.
@@ -234,8 +259,7 @@ def test_two_monitors_and_a_second_order() -> None:
     assert torch.equal(first.readings[0].q_norms, second.readings[0].q_norms)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, inside the compiler
+@compiles
 @pytest.mark.parametrize(
     ("backend", "options"),
     [("aot_eager", VARIANTS["plain"]), ("aot_eager", VARIANTS["layers"]), ("inductor", {})],
@@ -255,6 +279,65 @@ def test_under_compile(backend: str, options: Any) -> None:
     monitor.close()
     compiled(x, hx).backward()
     assert len(monitor.readings) == 2 * count
+
+
+@compiles
+def test_packed_sequences_under_compile() -> None:
+    torch._dynamo.reset()
+    rnn = make(num_layers=2, bidirectional=True)
+    torch.manual_seed(1)
+    rows = [torch.randn(length, INPUTS, dtype=torch.float64) for length in (2, 6, 4)]
+    packed = pack_sequence(rows, enforce_sorted=False)
+    hx = torch.randn(4, 3, HIDDEN, dtype=torch.float64)
+
+    def ask(packed: PackedSequence, hx: Tensor) -> Tensor:
+        output, h_n = rnn(packed, hx)
+        return output.data.square().sum() + (h_n * h_n).sum()
+
+    monitor = GradientMonitor(rnn, every=1)
+    ask(packed, hx).backward()
+    torch.compile(ask, fullgraph=True, backend="aot_eager")(packed, hx).backward()
+    eager, compiled = (
+        {each.name: each.q_norms for each in monitor.readings if each.passes == number}
+        for number in (1, 2)
+    )
+    assert_close(compiled, eager)
+
+
+@compiles
+def test_a_graph_is_compiled_again_for_a_monitor_and_without_it() -> None:
+    """Also where the same code was compiled before for another module of the same shapes."""
+    torch._dynamo.reset()
+
+    def step(rnn: Any) -> Any:
+        return torch.compile(lambda x: rnn(x)[0].sum(), fullgraph=True, backend="aot_eager")
+
+    plain, watched = make(), make()
+    x, _ = batch(plain)
+    run_plain, run_watched = step(plain), step(watched)
+    run_plain(x).backward()
+    run_watched(x).backward()
+    monitor = GradientMonitor(watched, every=1)
+    run_watched(x).backward()
+    run_plain(x).backward()
+    assert monitor.passes == 1
+    monitor.close()
+    run_watched(x).backward()
+    second = GradientMonitor(watched, every=1)
+    run_watched(x).backward()
+    assert (monitor.passes, second.passes) == (1, 1)
+
+
+def test_copies_and_saved_modules_are_not_monitored() -> None:
+    rnn = make()
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    copies = copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), rnn.from_torch(rnn.to_torch())
+    for each in copies:
+        loss(*each(x, hx)).backward()
+    assert monitor.passes == 0
+    loss(*rnn(x, hx)).backward()
+    assert monitor.passes == 1
 
 
 # What it tells.
@@ -375,3 +458,12 @@ def test_the_sweep_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals(options: Any, says: str) -> None:
     assert raised(lambda: GradientMonitor(make(), **options))[1] == says
     assert "got LSTM" in raised(lambda: GradientMonitor(nn.LSTM(2, 3)))[1]
+
+
+def test_what_a_monitor_does_not_read_is_refused():
+    rnn = fused_bptt.RNN(2, 3)
+    x = torch.randn(4, 1, 2)
+    with fused_bptt.GradientMonitor(rnn):
+        with pytest.raises(RuntimeError, match="while a GradientMonitor reads this module"):
+            rnn(x, bptt_window=2)
+    rnn(x, bptt_window=2)

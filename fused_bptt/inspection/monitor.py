@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
 from .. import _ops
 from ..functional import rnn as run
+from ..module import RNN, SequenceLike
 from .readings import Reading, saturation, spectral_radius
 from .readings import plot as draw
 
@@ -37,15 +40,14 @@ class GradientMonitor:
 
     A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
     W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
-    so readings are rationed: by default they take about 1 % of the time. Between readings a pass
-    costs some microseconds more. Gradients are not changed, and neither is what the module
-    computes.
+    so readings are rationed: by default they take about 1 % of the time. Gradients are not changed,
+    and neither is what the module computes.
 
     Lower layers are read through the layers above them. Where dropout drops between layers, its
     mask is not known here, and the last layer alone is read. Calls without gradients, and under
     ``torch.func`` transforms, are not read; neither are copies of the module. Under
-    ``torch.compile`` the monitor is part of the compiled graph, so it has to be made before the
-    module is compiled; closed later, it is not taken out again, but reads no more.
+    ``torch.compile`` the monitor is part of the compiled graph: a new monitor, or a closed one, and
+    the next call compiles again.
 
     Args:
         rnn: a :class:`fused_bptt.RNN` or :class:`torch.nn.RNN`.
@@ -95,20 +97,30 @@ class GradientMonitor:
         self._every, self._cost, self._due = every, cost, 0.0
         self._rnn = weakref.ref(rnn)
         self._nonlinearity = rnn.mode.removeprefix("RNN_").lower()
-        self._calls = torch.zeros((), dtype=torch.int64)
+        self._handle: RemovableHandle | None = None
         self._key = next(_keys)
         _monitors[self._key] = self
 
-        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
-            return self._hook(module, args, kwargs, result)
+        if isinstance(rnn, RNN):
+            rnn._observers += (self._observe,)
+            return
+
+        def hook(module: nn.RNNBase, args: Any, kwargs: Any, result: Any) -> Any:
+            x = args[0] if args else kwargs["input"]
+            hx = args[1] if len(args) > 1 else kwargs.get("hx")
+            return self._observe(module, x, hx, *result)
 
         # A function, which a copy of the module shares; a method's monitor would be copied, too.
         self._handle = rnn.register_forward_hook(hook, with_kwargs=True)
 
     def close(self) -> None:
         """Stops monitoring; the readings stay."""
-        self._handle.remove()
         _monitors.pop(self._key, None)
+        rnn = self._rnn()
+        if self._handle is not None:
+            self._handle.remove()
+        elif isinstance(rnn, RNN):
+            rnn._observers = tuple(each for each in rnn._observers if each != self._observe)
 
     def __enter__(self) -> GradientMonitor:
         """The monitor itself, which is closed at the end of the ``with``."""
@@ -135,32 +147,32 @@ class GradientMonitor:
         chosen = [each for each in self.readings if (each.layer, each.reverse) == (layer, reverse)]
         return draw(chosen, axes)
 
-    def _hook(self, rnn: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        """Puts a tap behind the module's output in passes that are to be read."""
-        compiling = torch.compiler.is_compiling()
-        if not result[1].requires_grad or torch._C._are_functorch_transforms_active():
-            return None
+    def _observe(
+        self, rnn: nn.RNNBase, x: SequenceLike, hx: Tensor | None, output: SequenceLike, h_n: Tensor
+    ) -> tuple[SequenceLike, Tensor]:
+        """Puts a tap behind the module's output in passes that are to be read.
+
+        Eagerly it is known before the backward pass whether it is one of them; a compiled graph
+        has the tap in it, and asks in every backward pass.
+        """
+        compiling = is_compiling()
+        if not h_n.requires_grad or torch._C._are_functorch_transforms_active():
+            return output, h_n
         if not compiling and (rnn is not self._rnn() or not self._is_due()):
-            return None
-        output, h_n = result
-        data = output.data if isinstance(output, PackedSequence) else output
-        x = args[0] if args else kwargs["input"]
-        hx = args[1] if len(args) > 1 else kwargs.get("hx")
-        packed = isinstance(x, PackedSequence)
+            return output, h_n
         weights = [getattr(rnn, name).detach() for name in rnn._flat_weights_names]
         data, h_n = _Tap.apply(  # type: ignore[no-untyped-call]
-            data,
+            output.data if isinstance(output, PackedSequence) else output,
             h_n,
-            (x.data if packed else x).detach(),
+            (x.data if isinstance(x, PackedSequence) else x).detach(),
             None if hx is None else hx.detach(),
-            x.batch_sizes if packed else None,
-            x.sorted_indices if packed else None,
-            self._calls,
+            x.batch_sizes if isinstance(x, PackedSequence) else None,
+            x.sorted_indices if isinstance(x, PackedSequence) else None,
             self._key,
             not compiling,
             *weights,
         )
-        return (output._replace(data=data) if packed else data), h_n
+        return (output._replace(data=data) if isinstance(output, PackedSequence) else data), h_n
 
     def _is_due(self) -> bool:
         """Counts a pass, and says whether it is one to read."""
@@ -215,7 +227,7 @@ class _States:
         hx: Tensor | None,
         batch_sizes: Tensor | None,
         sorted_indices: Tensor | None,
-        weights: Sequence[Tensor],
+        weights: list[Tensor],
     ) -> None:
         self.output, self.g, self.g_n, self.x, self.hx = output, g, g_n, x, hx
         self.batch_sizes, self.sorted_indices = batch_sizes, sorted_indices
@@ -325,10 +337,9 @@ def _observe(
     hx: Tensor | None,
     batch_sizes: Tensor | None,
     sorted_indices: Tensor | None,
-    calls: Tensor,
     key: int,
     due: bool,
-    weights: Sequence[Tensor],
+    weights: list[Tensor],
 ) -> None:
     """Lets a monitor read, in a backward pass."""
     monitor = _monitors.get(key)
@@ -337,10 +348,9 @@ def _observe(
             monitor._read(_States(output, g, g_n, x, hx, batch_sizes, sorted_indices, weights))
 
 
-#: Writes to ``calls``, says the schema, so that a compiler does not leave it out.
 _operator = _ops.define(
     "observe(Tensor output, Tensor? g, Tensor? g_n, Tensor x, Tensor? hx, Tensor? batch_sizes, "
-    "Tensor? sorted_indices, Tensor(a!) calls, int key, bool due, Tensor[] weights) -> ()",
+    "Tensor? sorted_indices, int key, bool due, Tensor[] weights) -> ()",
     _observe,
 )
 
@@ -354,7 +364,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
-        output, _, x, hx, batch_sizes, sorted_indices, ctx.calls, ctx.key, ctx.due, *rest = inputs
+        output, _, x, hx, batch_sizes, sorted_indices, ctx.key, ctx.due, *rest = inputs
         ctx.save_for_backward(output, x, hx, batch_sizes, sorted_indices, *rest)
         ctx.set_materialize_grads(False)
 
@@ -362,16 +372,15 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Any, ...]:
         output, x, hx, batch_sizes, sorted_indices, *weights = ctx.saved_tensors
         _operator(
-            output.detach(),
-            None if g is None else g.detach(),
-            None if g_n is None else g_n.detach(),
+            output,
+            g,
+            g_n,
             x,
             hx,
             batch_sizes,
             sorted_indices,
-            ctx.calls,
             ctx.key,
             ctx.due,
             weights,
         )
-        return (g, g_n, *[None] * (7 + len(weights)))
+        return (g, g_n, *[None] * (6 + len(weights)))

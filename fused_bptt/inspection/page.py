@@ -100,7 +100,7 @@ def _the_case(told: Lesson) -> str:
         "  db    += q_t",
     ]
     weights = _table(
-        ["", "values (a row of W_hh receives)"],
+        ["a row receives", "values"],
         [
             ["W_ih", words.numbers(found.W_ih)],
             *([f"W_hh, row {i + 1}", words.numbers(row)] for i, row in enumerate(found.W_hh[:8])),
