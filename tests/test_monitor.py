@@ -463,7 +463,9 @@ def test_refusals(options: Any, says: str) -> None:
 def test_what_a_monitor_does_not_read_is_refused():
     rnn = fused_bptt.RNN(2, 3)
     x = torch.randn(4, 1, 2)
-    with fused_bptt.GradientMonitor(rnn):
-        with pytest.raises(RuntimeError, match="while a GradientMonitor reads this module"):
-            rnn(x, bptt_window=2)
+    with (
+        fused_bptt.GradientMonitor(rnn),
+        pytest.raises(RuntimeError, match="while a GradientMonitor reads this module"),
+    ):
+        rnn(x, bptt_window=2)
     rnn(x, bptt_window=2)
