@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.loops import LOOPS, Inputs
-from benchmarks.machine import describe_machine, describe_software, slug
-from benchmarks.timing import interleave
 from fused_bptt import functional
+from fused_bptt.bench.machine import describe_machine, describe_software, slug
+from fused_bptt.bench.timing import Calls, interleave
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -73,7 +73,7 @@ def measure(
         calls[name] = trained(lambda o=options: fused(inputs, o), inputs, cotangent)
         if name == loop:
             torch.testing.assert_close(fused(inputs, options), LOOPS[loop](inputs))
-    samples = interleave(calls, rounds, seconds)
+    samples = interleave({n: Calls(call, seconds) for n, call in calls.items()}, rounds)
     times = {name: statistics.median(values) for name, values in samples.items()}
     pairs = zip(samples[f"loop {loop}"], samples.get(loop, []), strict=False)
     ratios = [slow / fast for slow, fast in pairs]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks import machine
 from benchmarks.readme import BEGIN, END, split
+from fused_bptt.bench import machine
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "transforms.md"

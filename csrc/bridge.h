@@ -65,7 +65,8 @@ struct Bridged {
 struct Sizes {
   Sizes(std::initializer_list<int64_t> list) : data(list.begin()), count(list.size()) {}
   Sizes(const std::vector<int64_t>& vector) : data(vector.data()), count(vector.size()) {}
-  explicit Sizes(const Tensor& tensor) : data(tensor.sizes().data()), count(tensor.sizes().size()) {}
+  explicit Sizes(const Tensor& tensor)
+      : data(tensor.sizes().data()), count(tensor.sizes().size()) {}
   const int64_t* begin() const { return data; }
   const int64_t* end() const { return data + count; }
   const int64_t* data;
