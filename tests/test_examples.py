@@ -59,6 +59,13 @@ def test_packed_sequences():
     assert number(r"alone: (\S+) apart", out) < 1e-5
 
 
+def test_memory_resets(tmp_path):
+    out = run("memory_resets.py", "--updates", "6", "--out", str(tmp_path))
+    assert number(r"largest difference in the first updates: (\S+)", out) < 0.02
+    assert re.search(r"reset: first [\d.]+, last [\d.]+ right", out)
+    assert (tmp_path / "learning.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_processes(strategy):
     """Losses and weights are those of one process; gradients accumulate without synchronisation."""
