@@ -35,7 +35,8 @@ template <class C>
 inline Vec<C> exp_of_minus_magnitude(Vec<C> x) {
   const Vec<C> a = C{0} > x ? -x : x;
   const Exponential<C> e = exponential<C>(a);
-  return a > TanhConstants<C>::largest ? Vec<C>{} : fma(e.rest, e.power, e.power);
+  // Not rest * power + power: where there is no fused multiply-add, the product may be subnormal.
+  return a > TanhConstants<C>::largest ? Vec<C>{} : (e.rest + static_cast<C>(1)) * e.power;
 }
 
 // 1 - e^-a for a >= 0.
