@@ -2,14 +2,12 @@
 
     python -m benchmarks.options [--rounds 5] [--threads 1] [--only reset]
 
-Forward and backward, float32, interleaved; the ratio is paired by round. A loop whose option this
-version does not have is timed alone.
+Forward and backward, float32, interleaved; the ratio is paired by round.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import statistics
 from collections.abc import Callable
@@ -19,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import loops
 from benchmarks.loops import LOOPS, Inputs
-from fused_bptt import functional
+from fused_bptt import LeakyRNN, functional
 from fused_bptt.bench.machine import describe_machine, describe_software, slug
 from fused_bptt.bench.timing import Calls, interleave
 
@@ -36,22 +35,32 @@ CELLS = (
     ("voltage", 1000, 32, 64, 512, 0.0),
 )
 
-# What an option's call adds to the plain one, and whether this version has it.
-OPTIONS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
-    "plain": lambda i: {},
-    "reset": lambda i: {"reset": i.reset},
-    "bptt_window": lambda i: {"bptt_window": 50},
-    "checkpoint_every": lambda i: {"checkpoint_every": 128},
-}
 
-
-def fused(inputs: Inputs, options: dict[str, Any]) -> Tensor:
+def fused(inputs: Inputs, **options: Any) -> Tensor:
     weights = list(inputs.weights.values())
     return functional.rnn(inputs.x, inputs.h_0.unsqueeze(0), weights, **options)[0]
 
 
-def available(option: str) -> bool:
-    return option == "plain" or option in inspect.signature(functional.rnn).parameters
+def leaky(inputs: Inputs, **options: Any) -> tuple[Tensor, ...]:
+    """States, the last state and rates of a LeakyRNN with the inputs' weights."""
+    weights = dict(inputs.weights)
+    weights["bias"] = weights.pop("bias_ih") + weights.pop("bias_hh")
+    H, INPUTS = weights["weight_ih"].shape
+    rnn = LeakyRNN(INPUTS, H, leak=loops.ALPHA, **options)
+    arguments = (inputs.x, inputs.h_0)
+    return torch.func.functional_call(rnn, weights, arguments, {"return_rates": True})
+
+
+#: What is timed beside a loop; the one of the loop's name computes the same.
+OPTIONS: dict[str, Callable[[Inputs], Tensor]] = {
+    "plain": fused,
+    "reset": lambda i: fused(i, reset=i.reset),
+    "bptt_window": lambda i: fused(i, bptt_window=50),
+    "checkpoint_every": lambda i: fused(i, checkpoint_every=128),
+    "leaky": lambda i: leaky(i, form="rate")[0],
+    # The loop adds its noise to v, LeakyRNN before the product with the leak.
+    "voltage": lambda i: leaky(i, form="voltage", noise_std=loops.SIGMA / loops.ALPHA)[2],
+}
 
 
 def trained(call: Callable[[], Tensor], inputs: Inputs, cotangent: Tensor) -> Callable[[], Any]:
@@ -66,24 +75,20 @@ def measure(
     T, B, _, H = sizes
     cotangent = torch.randn(T, B, H)
     calls = {f"loop {loop}": trained(lambda: LOOPS[loop](inputs), inputs, cotangent)}
-    for name, options_of in OPTIONS.items():
-        if not available(name):
-            continue
-        options = options_of(inputs)
-        calls[name] = trained(lambda o=options: fused(inputs, o), inputs, cotangent)
-        if name == loop:
-            torch.testing.assert_close(fused(inputs, options), LOOPS[loop](inputs))
+    for name, option in OPTIONS.items():
+        calls[name] = trained(lambda run=option: run(inputs), inputs, cotangent)
+    if loop != "voltage":  # of the loop's noise and the option's only the size is the same
+        torch.testing.assert_close(OPTIONS[loop](inputs), LOOPS[loop](inputs))
     samples = interleave({n: Calls(call, seconds) for n, call in calls.items()}, rounds)
     times = {name: statistics.median(values) for name, values in samples.items()}
-    pairs = zip(samples[f"loop {loop}"], samples.get(loop, []), strict=False)
-    ratios = [slow / fast for slow, fast in pairs]
+    pairs = zip(samples[f"loop {loop}"], samples[loop], strict=True)
     return {
         "loop": loop,
         **dict(zip("TBIH", sizes, strict=True)),
         "resets": resets,
         "seconds": samples,
         "over_plain": {n: t / times["plain"] for n, t in times.items()},
-        "times_faster_than_the_loop": statistics.median(ratios) if ratios else None,
+        "times_faster_than_the_loop": statistics.median(slow / fast for slow, fast in pairs),
     }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import options
+import torch
+
+from benchmarks import loops, options
 
 
 def test_a_small_run(tmp_path, capsys):
@@ -17,3 +19,9 @@ def test_a_small_run(tmp_path, capsys):
     assert by_loop["reset"]["times_faster_than_the_loop"] > 1
     assert "reset" in by_loop["reset"]["seconds"]
     assert len(capsys.readouterr().out.splitlines()) == len(options.CELLS)
+
+
+def test_the_voltage_is_the_loops(monkeypatch):
+    monkeypatch.setattr(loops, "SIGMA", 0.0)
+    inputs = loops.Inputs.draw(7, 2, 3, 5, 0.0)
+    torch.testing.assert_close(options.OPTIONS["voltage"](inputs), loops.voltage(inputs))
