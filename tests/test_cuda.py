@@ -514,9 +514,10 @@ def test_an_unknown_plan(monkeypatch: Any) -> None:
 def test_what_is_not_built_yet_is_refused_in_words() -> None:
     x = torch.randn(3, 2, 4, device="cuda")
     reset = torch.zeros(3, 2, dtype=torch.bool, device="cuda")
+    weights = list(fused_bptt.RNN(4, 5, device="cuda").parameters())
     with pytest.raises(RuntimeError, match="reset, bptt_window: expected none on CUDA"):
         fused_bptt.RNN(4, 5, device="cuda")(x, reset=reset)
     with pytest.raises(RuntimeError, match="nonlinearity, derivative: expected tanh or relu"):
-        fused_bptt.RNN(4, 5, nonlinearity="sigmoid", device="cuda")(x)
+        fused_bptt.rnn(x, None, weights, nonlinearity="sigmoid")
     with pytest.raises(RuntimeError, match="input: expected to be on the CPU, got CUDA"):
         fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)
