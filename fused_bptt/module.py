@@ -167,6 +167,12 @@ class RNN(nn.RNNBase):
         )
         return output.squeeze(0), state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not who observes this module."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_observers", None)
+        return state
+
     def _weights(self) -> list[Tensor]:
         # By name, not from _flat_weights: a parametrization takes a parameter's place as an
         # attribute. The dictionary is looked at first because nn.Module.__getattr__ is slow.
