@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _ops
 from ._autograd import layer
+from ._lengths import Ragged, check_lengths
 
 _NONLINEARITIES = {
     "tanh": _ops.TANH,
@@ -39,6 +40,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     return_all_layers: Literal[False] = ...,
     state_batch_first: bool = ...,
@@ -61,6 +63,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     return_all_layers: Literal[False] = ...,
     state_batch_first: bool = ...,
@@ -83,6 +86,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     return_all_layers: bool,
     state_batch_first: bool = ...,
@@ -104,6 +108,7 @@ def rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
+    lengths: Tensor | None = None,
     checkpoint_every: int | None = None,
     return_all_layers: bool = False,
     state_batch_first: bool = False,
@@ -137,6 +142,10 @@ def rnn(
         reset_state: what replaces the state, shaped as ``hx``; None is zero.
         bptt_window: no gradient is carried over the multiples of this number of steps; the forward
             pass and ``hx`` are not touched. 0, the default, is for none.
+        lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
+            the device of input (a GPU's are copied to the host). What is past a row's end is not
+            read and its output is zero; h_n holds each row's own last state. Not under ``vmap``
+            and ``torch.compile``. Default None: every row has T steps.
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
@@ -152,6 +161,27 @@ def rnn(
     Raises:
         ValueError, RuntimeError: an argument does not fit, in ``nn.RNN``'s words where it has some.
     """
+    if lengths is not None:
+        if checkpoint_every is not None:
+            raise ValueError("checkpoint_every: expected no lengths, got some")
+        return _of_lengths(
+            input,
+            hx,
+            weights,
+            lengths,
+            batch_first,
+            reset,
+            reset_state,
+            state_batch_first,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            num_layers=num_layers,
+            dropout=dropout,
+            training=training,
+            bidirectional=bidirectional,
+            bptt_window=bptt_window,
+            return_all_layers=return_all_layers,
+        )
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -256,6 +286,60 @@ def rnn(
     elif state_batch_first:
         h_n = h_n.transpose(0, 1)
     return tuple(map(arranged, outputs)) if return_all_layers else arranged(data), h_n
+
+
+def _of_lengths(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    batch_first: bool,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    state_batch_first: bool,
+    **options: Any,
+) -> tuple[Any, Tensor]:
+    """:func:`rnn` of padded rows of different lengths, walked as a packed sequence."""
+    if isinstance(input, PackedSequence) or input.dim() != 3:
+        got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
+        raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
+    if batch_first:
+        input = input.transpose(0, 1)
+        reset = reset if reset is None else reset.t()
+    if state_batch_first:
+        hx = hx if hx is None else hx.transpose(0, 1)
+        reset_state = reset_state if reset_state is None else reset_state.transpose(0, 1)
+    T, B = input.shape[:2]
+    check_lengths(lengths, T, B, input.device)
+    states = options["num_layers"] * (2 if options["bidirectional"] else 1)
+    if hx is None:
+        hx = input.new_zeros(states, B, weights[1].size(0))
+    for name, state in (("hx", hx), ("reset_state", reset_state)):
+        if state is not None and state.shape != (states, B, weights[1].size(0)):
+            raise RuntimeError(
+                f"{name}: expected shape {[states, B, weights[1].size(0)]}, got {list(state.shape)}"
+            )
+    if reset is not None:
+        _check_reset(reset, input, reset_state)
+    ragged = Ragged(lengths, T)
+    output, last = rnn(
+        PackedSequence(ragged.pack(input), ragged.batch_sizes),
+        hx.index_select(1, ragged.order),
+        weights,
+        reset=reset if reset is None else ragged.pack(reset),
+        reset_state=reset_state if reset_state is None else reset_state[:, ragged.order],
+        **options,
+    )
+
+    def padded(packed: PackedSequence) -> Tensor:
+        whole = ragged.pad(packed.data)
+        return whole.transpose(0, 1) if batch_first else whole
+
+    h_n = hx.to(last.dtype).index_copy(1, ragged.order, last)
+    return (
+        tuple(map(padded, output)) if options["return_all_layers"] else padded(output),
+        h_n.transpose(0, 1) if state_batch_first else h_n,
+    )
 
 
 def _autocast(tensor: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class RNN(nn.RNNBase):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
         bptt_window: int = 0,
+        lengths: Tensor | None = None,
         checkpoint_every: int | None = None,
         return_all_layers: bool = False,
         state_batch_first: bool = False,
@@ -86,6 +87,7 @@ class RNN(nn.RNNBase):
                 bidirectional else 1. Default: zero.
             reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
                 state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
+            lengths: integers [B], the steps of each row of a padded batch. Default None: T.
             checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
                 the others again. Default None: every state is kept.
             return_all_layers: output is a tuple of every layer's. Default False.
@@ -95,10 +97,14 @@ class RNN(nn.RNNBase):
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
         if self._observers and (
-            reset is not None or bptt_window or return_all_layers or state_batch_first
+            reset is not None
+            or bptt_window
+            or lengths is not None
+            or return_all_layers
+            or state_batch_first
         ):
             raise RuntimeError(
-                "reset, bptt_window, return_all_layers, state_batch_first: expected none of them "
+                "reset, bptt_window, lengths, return_all_layers, state_batch_first: expected none "
                 "while a GradientMonitor reads this module, got one; close the monitor before"
             )
         output, h_n = rnn(
@@ -115,6 +121,7 @@ class RNN(nn.RNNBase):
             reset=reset,
             reset_state=reset_state,
             bptt_window=bptt_window,
+            lengths=lengths,
             checkpoint_every=checkpoint_every,
             return_all_layers=return_all_layers,
             state_batch_first=state_batch_first,
