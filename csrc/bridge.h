@@ -60,12 +60,12 @@ struct Bridged {
   std::vector<int64_t> first_rows;
 };
 
-// Sizes that live elsewhere: in the call, in a vector, in a tensor. A short call would notice what
+// Shape that live elsewhere: in the call, in a vector, in a tensor. A short call would notice what
 // memory of their own costs.
-struct Sizes {
-  Sizes(std::initializer_list<int64_t> list) : data(list.begin()), count(list.size()) {}
-  Sizes(const std::vector<int64_t>& vector) : data(vector.data()), count(vector.size()) {}
-  explicit Sizes(const Tensor& tensor)
+struct Shape {
+  Shape(std::initializer_list<int64_t> list) : data(list.begin()), count(list.size()) {}
+  Shape(const std::vector<int64_t>& vector) : data(vector.data()), count(vector.size()) {}
+  explicit Shape(const Tensor& tensor)
       : data(tensor.sizes().data()), count(tensor.sizes().size()) {}
   const int64_t* begin() const { return data; }
   const int64_t* end() const { return data + count; }
@@ -73,7 +73,7 @@ struct Sizes {
   size_t count;
 };
 
-inline void check_shape(const char* name, const Tensor& tensor, Sizes expected,
+inline void check_shape(const char* name, const Tensor& tensor, Shape expected,
                         const char* letters) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.count);
   for (size_t i = 0; same && i < expected.count; ++i) {
@@ -142,7 +142,7 @@ inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
 }
 
 // A new contiguous tensor, of at most four dimensions, with the model's dtype and device.
-inline Tensor empty(Sizes sizes, const Tensor& model) {
+inline Tensor empty(Shape sizes, const Tensor& model) {
   std::array<int64_t, 4> strides;
   int64_t stride = 1;
   for (size_t i = sizes.count; i-- > 0;) {
@@ -264,7 +264,7 @@ inline Bridged bridge(Primitive primitive, const char* drive_name, const Tensor*
   if (grouped) check_shape("weight", weight, {p.G, p.H, p.H}, "[G, H, H]");
   if (!grouped) check_shape("weight", weight, {p.H, p.H}, "[H, H]");
   check_like("weight", weight, model_name, model);
-  const Sizes shape(model);
+  const Shape shape(model);
   if (factor && drive) {
     check_shape(drive_name, *drive, shape, letters);
     check_like(drive_name, *drive, model_name, model);
@@ -534,14 +534,14 @@ inline BridgedLayer bridge_layer_backward(
     check_like("g_last", *g_last, "x", x);
     p.initial = state_of(with_unit_stride(bridged, *g_last));
   }
-  const auto gradient = [&](bool need, std::optional<Tensor>& to, Sizes sizes) {
+  const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
     if (need) to = empty(sizes, x);
     return need ? to->mutable_data_ptr() : nullptr;
   };
   layer.backward = true;
-  layer.x_bar = gradient(need_x, bridged.x_bar, Sizes(x));
+  layer.x_bar = gradient(need_x, bridged.x_bar, Shape(x));
   layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
-  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Sizes(weight_hh));
+  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
   layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
   layer.walk = p;
   return bridged;

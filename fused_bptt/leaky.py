@@ -142,11 +142,6 @@ class LeakyRNN(nn.Module):
                 f"input: expected 3 dimensions, the last of {self.input_size}, "
                 f"got {list(input.shape)}"
             )
-        if input.is_cuda:
-            raise RuntimeError(
-                "input: expected to be on the CPU, got CUDA, for which a leak is not built yet; "
-                "form='inside' is also fused_bptt.RNN with W_hh = diag(1 - leak) + leak W_hh"
-            )
         if bptt_window < 0:
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         x = input.transpose(0, 1) if self.batch_first else input

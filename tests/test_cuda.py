@@ -519,5 +519,5 @@ def test_what_is_not_built_yet_is_refused_in_words() -> None:
         fused_bptt.RNN(4, 5, device="cuda")(x, reset=reset)
     with pytest.raises(RuntimeError, match="nonlinearity, derivative: expected tanh or relu"):
         fused_bptt.rnn(x, None, weights, nonlinearity="sigmoid")
-    with pytest.raises(RuntimeError, match="input: expected to be on the CPU, got CUDA"):
+    with pytest.raises(RuntimeError, match="expected on the CPU: a leak is not built on CUDA"):
         fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)

@@ -41,9 +41,8 @@ Float32 float32_of(int64_t code) {
 
 void solve(const Bridged& bridged, const Tensor& model, int64_t float32_products) {
   check(!bridged.problem.cuts.mask && bridged.problem.cuts.window == 0,
-        "reset, bptt_window: expected none on CUDA, where they are not built yet, got one; run on "
-        "the "
-        "CPU, or call once for each part of the sequence");
+        "reset, bptt_window: expected none on CUDA, where they are not built yet, got one; run "
+        "on the CPU, or call once for each part of the sequence");
   check(static_cast<int32_t>(bridged.problem.phi) <= 2,
         "nonlinearity, derivative: expected tanh or relu on CUDA, where the others are not built "
         "yet; got ",
