@@ -60,7 +60,7 @@ struct Bridged {
   std::vector<int64_t> first_rows;
 };
 
-// Shape that live elsewhere: in the call, in a vector, in a tensor. A short call would notice what
+// The numbers live elsewhere: in the call, in a vector, in a tensor. A short call would notice what
 // memory of their own costs.
 struct Shape {
   Shape(std::initializer_list<int64_t> list) : data(list.begin()), count(list.size()) {}
