@@ -115,7 +115,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    # Not through the interpreter's end: with torch 2.13, threads of gloo that are still on their way
-    # out abort one process in ten there, after all is done.
+    # Not through the interpreter's end: with torch 2.13, threads of gloo that are on their way out
+    # abort one run in ten there, after all is done.
     sys.stdout.flush()
     os._exit(0)
