@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._leaky import leaky_recurrence
+from ._leaky_layer import leaky_layer
 from .functional import _NONLINEARITIES
 
 FORMS = ("inside", "rate", "voltage")
@@ -150,31 +149,32 @@ class LeakyRNN(nn.Module):
         first = self.initial if self.initial is not None else leak.new_zeros(self.hidden_size)
         fresh = first.expand(1, rows, self.hidden_size)
         initial = fresh if state is None else state.unsqueeze(0)
-        u = F.linear(x, self.weight_ih, self.bias)
+        scale = None
         if noise is None and self.noise_std > 0:
-            drawn = torch.randn(u.shape, dtype=u.dtype, device=u.device, generator=generator)
-            noise = self.noise_std * drawn
+            shape = (*x.shape[:-1], self.hidden_size)
+            noise = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
+            scale = torch.full_like(leak, self.noise_std)
             if self.scale_noise:
-                noise = noise * (2 / leak).sqrt()
+                scale = scale * (2 / leak).sqrt()
         elif noise is not None and self.batch_first:
             noise = noise.transpose(0, 1)
-        u = u if noise is None else u + noise
-        weight: Tensor = self.weight_hh
-        keep, gain = 1 - leak, None
-        if self.form == "rate":
-            gain = leak.expand(u.shape)
-        else:
-            u, weight = leak * u, leak[:, None] * weight
-        if self.form == "inside":  # the plain recurrence of W' = (1 - α) + α W and u' = α u
+        weight_ih, weight, bias = self.weight_ih, self.weight_hh, self.bias
+        keep: Tensor = 1 - leak
+        gain: Tensor | None = leak
+        if self.form != "rate":  # α z_t is made of weights times α
+            weight_ih, weight = leak[:, None] * weight_ih, leak[:, None] * weight
+            bias = None if bias is None else leak * bias
+            gain = None
+            if noise is not None:
+                scale = leak if scale is None else leak * scale
+        if self.form == "inside":  # the plain recurrence of W' = (1 - α) + α W
             weight, keep = weight + torch.diag(keep), torch.zeros_like(leak)
-            gain = torch.ones_like(leak).expand(u.shape)
+            gain = torch.ones_like(leak)
         phi = _NONLINEARITIES[self.nonlinearity]
+        operands = (x, weight_ih, weight, bias, keep, gain, initial, noise, scale)
         other = None if mask is None else fresh
         cuts = (mask, other, bptt_window)
-        output, rates = leaky_recurrence(
-            u, keep.expand(u.shape), gain, weight, initial, None, 0, phi, *cuts
-        )
-        last = output[-1] if output.size(0) > 0 else initial[0]
+        output, rates, last = leaky_layer(*operands, None, 0, phi, *cuts)
         if self.batch_first:
             output, rates = output.transpose(0, 1), rates.transpose(0, 1)
-        return (output, last, rates) if return_rates else (output, last)
+        return (output, last[0], rates) if return_rates else (output, last[0])
