@@ -370,7 +370,8 @@ inline Bridged bridge_leaky(Primitive primitive, const char* drive_name, const T
   bridged.kept.reserve(6);  // references into it stay good
   p.drive = sequence(drive_name, drive);
   p.keep = sequence("keep", keep);
-  if (factor) (primitive == Primitive::leaky_rate ? p.gain : p.factor) = sequence(factor_name, *factor);
+  if (factor)
+    (primitive == Primitive::leaky_rate ? p.gain : p.factor) = sequence(factor_name, *factor);
   if (initial) {
     check_shape("initial", *initial, {p.G, p.B, p.H}, "[G, B, H]");
     check_like("initial", *initial, drive_name, drive);
@@ -419,9 +420,8 @@ struct BridgedLayer : Bridged {
 // What a layer's forward and backward have in common. `out` and `g` of the walk are left to them.
 inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
                                  const char* initial_name, const Tensor& h0,
-                                 const std::optional<Tensor>& batch_sizes,
-                                 int64_t reverse_groups, int64_t nonlinearity,
-                                 const std::optional<Tensor>& reset,
+                                 const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                                 int64_t nonlinearity, const std::optional<Tensor>& reset,
                                  const std::optional<Tensor>& reset_state, int64_t window) {
   BridgedLayer bridged{};
   Problem& p = bridged.problem;
@@ -485,8 +485,8 @@ inline BridgedLayer bridge_layer_forward(
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes, reverse_groups,
-                                      nonlinearity, reset, reset_state, 0);
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, 0);
   Problem& p = bridged.problem;
   check(bias_ih.has_value() == bias_hh.has_value(),
         "bias_ih, bias_hh: expected both or none, got one");
@@ -510,8 +510,8 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes, reverse_groups,
-                                      nonlinearity, reset, reset_state, window);
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
   layer.sent.initial = p.initial;
@@ -557,9 +557,8 @@ inline BridgedLayer bridge_leaky_layer(
     const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
     int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& reset_state, int64_t window) {
-  BridgedLayer bridged =
-      bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes, reverse_groups,
-                   nonlinearity, reset, reset_state, window);
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   p.primitive = gain ? Primitive::leaky_rate : Primitive::leaky_voltage;
   const auto of_units = [&](const char* name, const Tensor& tensor) -> Sequence {
@@ -654,9 +653,7 @@ inline BridgedLayer bridge_leaky_layer_backward(
   bridged.ends = empty({4, p.G, p.B, p.H}, x);
   char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
   const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
-  const auto end = [&](int64_t index) -> State {
-    return {ends + index * bytes, p.B * p.H, p.H};
-  };
+  const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
   p.last_product = end(0);
   p.last = end(1);
   if (reset) {

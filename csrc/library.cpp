@@ -54,9 +54,9 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
       "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
-  // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with keep,
-  // gain and noise_scale [G * H]. Gives h or v, and r, as wide as noise, [T, B, G * H] or [N, G *
-  // H]; and each row's last h or v.
+  // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with
+  // keep, gain and noise_scale [G * H]. Gives h or v, and r, as wide as noise, [T, B, G * H] or [N,
+  // G * H]; and each row's last h or v.
   m.def(
       "leaky_layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor keep, "
       "Tensor? gain, Tensor initial, Tensor? noise, Tensor? noise_scale, Tensor? batch_sizes, "

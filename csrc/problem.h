@@ -138,7 +138,7 @@ struct Layer {
   void* keep_bar;       // [G, H], as the two that follow
   void* gain_bar;
   void* noise_scale_bar;
-  bool accumulate;      // the gradients of the weights are added to what is there
+  bool accumulate;  // the gradients of the weights are added to what is there
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ops
-from ._algebra import activate, groups_of, multiply, slope
+from ._algebra import activate, groups_of, slope
 from ._autograd import _transformed
 from ._leaky import leaky_recurrence
 from ._steps import Steps
@@ -65,12 +65,14 @@ def _composed(
 
     def split(value: Tensor) -> Tensor:
         """[..., G * H] as [..., G, H]."""
-        return value if weight_hh.dim() == 2 else value.unflatten(-1, (groups, -1))
+        if weight_hh.dim() == 2:
+            return value
+        return value.reshape(*flat[:-1], groups, flat[-1] // groups)
 
     gain = None if gain is None else split(gain.expand(flat))
-    walk = (batch_sizes, reverse_groups, phi, reset, reset_state, window)
     operands = (split(u), split(keep.expand(flat)), gain, weight_hh, initial)
-    state, rate = leaky_recurrence(*operands, *walk)
+    cuts = (reset, reset_state, window)
+    state, rate = leaky_recurrence(*operands, batch_sizes, reverse_groups, phi, *cuts)
     last = initial
     if flat.numel() > 0:
         last = Steps(x, batch_sizes, groups, reverse_groups).last(state)
@@ -88,39 +90,46 @@ class LeakyLayer(torch.autograd.Function):
         phi: int,
         reset: Tensor | None,
         window: int,
-        *tensors: Tensor | None,
+        *tensors: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         *operands, reset_state = tensors
-        walk = (batch_sizes, reverse_groups, phi, reset, reset_state)
-        state, rate, last = _ops.leaky_layer(*operands, *walk)  # type: ignore[arg-type]
+        walk: list[Any] = [batch_sizes, reverse_groups, phi, reset, reset_state]
+        state, rate, last = _ops.leaky_layer(*(operands + walk))
         ctx.save_for_backward(state, rate, batch_sizes, reset, *tensors)
         ctx.reverse_groups, ctx.phi, ctx.window = reverse_groups, phi, window
         ctx.set_materialize_grads(False)
         return state, rate, last
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
         state, rate, batch_sizes, reset, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[5:]
-        if torch.is_grad_enabled():
-            walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window)
-            return (None,) * 5 + _composed_backward(tuple(tensors), walk, needed, cotangents)
         x, weight_ih, weight_hh, _, keep, gain, initial, noise, scale, reset_state = tensors
-        # Of ten operands, in this order, those that have a bar of their own from the operator.
         need_x, need_ih, need_hh, need_bias, need_keep, need_gain, need_initial = needed[:7]
         need_noise, need_scale, need_reset_state = needed[7:]
         sent = [initial, reset_state]
         if gain is None:
             sent = [None if end is None else activate(end, ctx.phi) for end in sent]
-        operands = (state, rate, x, weight_ih, weight_hh, keep, gain, initial, sent[0], noise)
-        # The cotangent of the noise is that of u, which is kept nowhere: made by the way that has
-        # it.
-        if need_noise:
+        # For a graph of the gradients; and the cotangent of the noise is that of u, which the
+        # operator keeps nowhere.
+        if torch.is_grad_enabled() or need_noise:
             walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window)
             return (None,) * 5 + _composed_backward(tuple(tensors), walk, needed, cotangents)
+        g, g_rate, g_last = cotangents
         bars = _ops.leaky_layer_backward(
-            *cotangents,
-            *operands,
+            g,
+            g_rate,
+            g_last,
+            state,
+            rate,
+            x,
+            weight_ih,
+            weight_hh,
+            keep,
+            gain,
+            initial,
+            sent[0],
+            noise,
             batch_sizes,
             ctx.reverse_groups,
             ctx.phi,
@@ -138,7 +147,7 @@ class LeakyLayer(torch.autograd.Function):
 
         def of_state(rate: Tensor, product: Tensor, kept: Tensor) -> Tensor:
             """The cotangent of a state that a walk begins or goes on with."""
-            of_sent = product @ weight_hh
+            of_sent: Tensor = product @ weight_hh
             return kept + (of_sent if gain is not None else slope(rate, ctx.phi) * of_sent)
 
         return (

@@ -158,7 +158,9 @@ class LeakyRNN(nn.Module):
                 scale = scale * (2 / leak).sqrt()
         elif noise is not None and self.batch_first:
             noise = noise.transpose(0, 1)
-        weight_ih, weight, bias = self.weight_ih, self.weight_hh, self.bias
+        weight_ih: Tensor = self.weight_ih
+        weight: Tensor = self.weight_hh
+        bias: Tensor | None = self.bias
         keep: Tensor = 1 - leak
         gain: Tensor | None = leak
         if self.form != "rate":  # α z_t is made of weights times α

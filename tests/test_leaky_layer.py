@@ -56,7 +56,10 @@ class Case:
         self.problem, self.operands = p, operands(p, voltage, cut, torch.float64)
         generator = torch.Generator().manual_seed(7)
         mask = torch.rand(p.v.shape[:-2], generator=generator) < 0.3
-        self.cuts = (mask if cut in ("reset", "both") else None, 2 if cut in ("window", "both") else 0)
+        self.cuts = (
+            mask if cut in ("reset", "both") else None,
+            2 if cut in ("window", "both") else 0,
+        )
         self.walk = (p.batch_sizes, p.reverse_groups, phi)
 
     def fused(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,8 +76,7 @@ class Case:
             u = u + scale * x["noise"]
         flat, shape = u.shape, p.v.shape
         sequences = [
-            None if s is None else s.expand(flat).reshape(shape)
-            for s in (u, x["keep"], x["gain"])
+            None if s is None else s.expand(flat).reshape(shape) for s in (u, x["keep"], x["gain"])
         ]
         cuts = (self.cuts[0], x["reset_state"], self.cuts[1])
         state, rate = taped_leaky(*sequences, x["weight_hh"], x["initial"], *self.walk, *cuts)
@@ -189,9 +191,7 @@ LONG = (
 @pytest.mark.isa
 @each_form
 @pytest.mark.parametrize("problem", LONG, ids=str)
-def test_more_steps_than_a_chunk(
-    problem: Problem, voltage: bool, only_the_operator: None
-) -> None:
+def test_more_steps_than_a_chunk(problem: Problem, voltage: bool, only_the_operator: None) -> None:
     WithNoise(problem, _ops.TANH, voltage, "reset").assert_same()
 
 
@@ -246,9 +246,7 @@ def test_opcheck(voltage: bool) -> None:
         case = Case(p, _ops.TANH, voltage, "reset")
         *first, reset_state = (case.operands[name] for name in NAMES)
         arguments = (*first, *case.walk, case.cuts[0], reset_state)
-        torch.library.opcheck(
-            torch.ops.fused_bptt.leaky_layer.default, arguments, test_utils=tests
-        )
+        torch.library.opcheck(torch.ops.fused_bptt.leaky_layer.default, arguments, test_utils=tests)
         state, rate, last = _ops.leaky_layer(*arguments)
         x, weight_ih, weight_hh, _, keep, gain, initial, noise, _ = first
         inputs = (x, weight_ih, weight_hh, keep, gain, initial, initial, noise)
@@ -283,5 +281,5 @@ def test_wrong_shapes_and_types_are_named(name: str) -> None:
 def test_a_scale_of_no_noise_is_refused() -> None:
     case = Case(PROBLEMS[1], _ops.TANH, False)
     case.operands["noise"] = None
-    with pytest.raises(RuntimeError, match="^noise_scale: expected with noise, got it alone"):
+    with pytest.raises(RuntimeError, match=r"^noise_scale: expected with noise, got it alone"):
         case.fused(case.operands)

@@ -74,7 +74,8 @@ class LayerShare {
       space_.everyone->wait(size_);
       for (int64_t g = 0; g < p_.G; ++g) {
         gradients(g, i, q + g * p_.out.group);
-        if (leaky) leak_gradients(g, i, q + g * p_.out.group, (total ? total : q) + g * p_.out.group);
+        if (leaky)
+          leak_gradients(g, i, q + g * p_.out.group, (total ? total : q) + g * p_.out.group);
       }
     }
   }
@@ -311,8 +312,8 @@ class LayerShare {
         const int n = static_cast<int>(std::min(L, p_.H - v * L));
         Vec<C> sum[4] = {};
         for (int64_t k = 0; k < K; ++k) {
-          sum[k & 3] = fma(load<C, C>(a + k * p_.out.row + v * L, n),
-                           load<C, C>(y[k] + v * L, n), sum[k & 3]);
+          sum[k & 3] = fma(load<C, C>(a + k * p_.out.row + v * L, n), load<C, C>(y[k] + v * L, n),
+                           sum[k & 3]);
         }
         Vec<C> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         if (accumulate || r > rows.begin) total += load<C, C>(c + v * L, n);

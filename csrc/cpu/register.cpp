@@ -104,16 +104,16 @@ std::tuple<Tensor, Tensor, Tensor> leaky_layer(
 std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
            std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
            std::optional<Tensor>, Tensor>
-leaky_layer_backward(
-    const std::optional<Tensor>& g, const std::optional<Tensor>& g_rate,
-    const std::optional<Tensor>& g_last, const Tensor& state, const Tensor& rate, const Tensor& x,
-    const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& keep,
-    const std::optional<Tensor>& gain, const Tensor& initial, const Tensor& sent_initial,
-    const std::optional<Tensor>& noise, const std::optional<Tensor>& batch_sizes,
-    int64_t reverse_groups, int64_t nonlinearity, bool need_x, bool need_weight_ih,
-    bool need_weight_hh, bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
-    const std::optional<Tensor>& reset_state, const std::optional<Tensor>& sent_reset_state,
-    int64_t window) {
+leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_rate,
+                     const std::optional<Tensor>& g_last, const Tensor& state, const Tensor& rate,
+                     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+                     const Tensor& keep, const std::optional<Tensor>& gain, const Tensor& initial,
+                     const Tensor& sent_initial, const std::optional<Tensor>& noise,
+                     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                     int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
+                     bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
+                     const std::optional<Tensor>& reset_state,
+                     const std::optional<Tensor>& sent_reset_state, int64_t window) {
   const BridgedLayer bridged = bridge_leaky_layer_backward(
       g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, gain, initial, sent_initial,
       noise, batch_sizes, reverse_groups, nonlinearity, need_x, need_weight_ih, need_weight_hh,

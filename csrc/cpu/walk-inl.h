@@ -342,8 +342,7 @@ class Walk {
 
   void add_row(const State& sums, const C* carry, int64_t row) const {
     for_each_vector(row, row + 1, [&](int64_t b, int64_t column, int n) {
-      S* sum =
-          static_cast<S*>(sums.data) + slice_.group * sums.group + b * sums.row + column;
+      S* sum = static_cast<S*>(sums.data) + slice_.group * sums.group + b * sums.row + column;
       store<S, C>(sum, n, load<S, C>(sum, n) + load_aligned(carry + b * stride_ + column));
     });
   }
