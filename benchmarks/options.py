@@ -51,12 +51,13 @@ def leaky(inputs: Inputs, result: int, **options: Any) -> Prepared:
     weights = dict(inputs.weights)
     weights["bias"] = weights.pop("bias_ih") + weights.pop("bias_hh")
     H, INPUTS = weights["weight_ih"].shape
+    initial = inputs.h_0.unsqueeze(0)
     rnn = LeakyRNN(INPUTS, H, leak=loops.ALPHA, **options)
     with torch.no_grad():
         for name, parameter in rnn.named_parameters():
-            parameter.copy_(weights[name])
+            parameter.copy_(weights[name.removesuffix("_l0")])
     leaves = [inputs.x, inputs.h_0, *rnn.parameters()]
-    return lambda: rnn(inputs.x, inputs.h_0, return_rates=True)[result], leaves
+    return lambda: rnn(inputs.x, initial, return_rates=True)[result], leaves
 
 
 #: What is timed beside a loop; the one of the loop's name computes the same.
