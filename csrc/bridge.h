@@ -550,13 +550,26 @@ inline BridgedLayer bridge_layer_backward(
   return bridged;
 }
 
+inline Normal bridge_normal(Tensor& out, int64_t groups, int64_t seed) {
+  check(out.dim() > 0, "like: expected at least one dimension, got none");
+  const Type type = type_of("like", out);
+  check(type == Type::float32 || type == Type::float64,
+        "like: expected dtype float32 or float64, got ", toString(out.scalar_type()));
+  const int64_t columns = out.size(out.dim() - 1);
+  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
+        groups);
+  const int64_t rows = columns > 0 ? out.numel() / columns : 0;
+  void* const data = out.mutable_data_ptr();
+  return {data, type, rows, groups, columns / groups, static_cast<uint64_t>(seed)};
+}
+
 // A layer with a leak; keep, gain and the noise's scale are one for each unit.
 inline BridgedLayer bridge_leaky_layer(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& keep,
     const std::optional<Tensor>& gain, const Tensor& initial, const std::optional<Tensor>& noise,
     const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
     int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
-    const std::optional<Tensor>& reset_state, int64_t window) {
+    const std::optional<Tensor>& reset_state, int64_t window, std::optional<int64_t> seed) {
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
@@ -569,7 +582,10 @@ inline BridgedLayer bridge_leaky_layer(
   };
   p.keep = of_units("keep", keep);
   if (gain) p.gain = of_units("gain", *gain);
-  check(noise || !noise_scale, "noise_scale: expected with noise, got it alone");
+  check(noise || seed || !noise_scale, "noise_scale: expected with noise, got it alone");
+  check(!noise || !seed, "seed: expected without noise, got both");
+  bridged.layer.draws = seed.has_value();
+  bridged.layer.seed = static_cast<uint64_t>(seed.value_or(0));
   if (noise) {
     check_shape("noise", *noise, shape_of_layer(p, x),
                 batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
@@ -587,10 +603,10 @@ inline BridgedLayer bridge_leaky_layer_forward(
     const Tensor& initial, const std::optional<Tensor>& noise,
     const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
     int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
-    const std::optional<Tensor>& reset_state) {
+    const std::optional<Tensor>& reset_state, std::optional<int64_t> seed) {
   BridgedLayer bridged =
       bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, noise_scale,
-                         batch_sizes, reverse_groups, nonlinearity, reset, reset_state, 0);
+                         batch_sizes, reverse_groups, nonlinearity, reset, reset_state, 0, seed);
   Problem& p = bridged.problem;
   if (bias) {
     check_shape("bias", *bias, {p.G * p.H}, "[G * H]");
@@ -618,7 +634,7 @@ inline BridgedLayer bridge_leaky_layer_backward(
     int64_t window) {
   BridgedLayer bridged =
       bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, {}, batch_sizes,
-                         reverse_groups, nonlinearity, reset, reset_state, window);
+                         reverse_groups, nonlinearity, reset, reset_state, window, {});
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
   const std::vector<int64_t> shape = shape_of_layer(p, x);

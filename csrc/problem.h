@@ -128,6 +128,8 @@ struct Layer {
   const void* bias_hh;
   Sequence noise;           // null: none
   const void* noise_scale;  // s [G, H], contiguous; null: 1
+  bool draws;               // forward: noise is drawn from the seed, and there is no other
+  uint64_t seed;
   // Backward only. The gradients are contiguous, and null where they are not wanted.
   Carried sent;         // what W_hh multiplied
   Carried state;        // with a leak: h or v
@@ -139,6 +141,14 @@ struct Layer {
   void* gain_bar;
   void* noise_scale_bar;
   bool accumulate;  // the gradients of the weights are added to what is there
+};
+
+// Standard normal numbers, float32 or float64, for [rows, G, H]; contiguous.
+struct Normal {
+  void* out;
+  Type type;
+  int64_t rows, G, H;
+  uint64_t seed;
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {

@@ -35,6 +35,7 @@ def leaky_layer(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fused_bptt._ops.leaky_layer`, on every dtype, differentiable in all that is a number.
 
@@ -45,8 +46,15 @@ def leaky_layer(
     tensors = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state)
     walk = (batch_sizes, reverse_groups, phi, reset, window)
     if not _ops.has_layer(x) or torch.compiler.is_compiling() or _transformed():
-        return _composed(tensors, *walk)
-    return LeakyLayer.apply(*walk, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+        return _composed(tensors, *walk, seed)
+    return LeakyLayer.apply(*walk, seed, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _drawn(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, seed: int) -> Tensor:
+    """The noise of a seed as a tensor of its own."""
+    wide = x.dtype if x.dtype == torch.float64 else torch.float32
+    like = x.new_empty(*x.shape[:-1], weight_ih.size(0), dtype=wide)
+    return _ops.normal(like, groups_of(weight_hh), seed).to(x.dtype)
 
 
 def _composed(
@@ -56,9 +64,11 @@ def _composed(
     phi: int,
     reset: Tensor | None,
     window: int,
+    seed: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state = tensors
     u = F.linear(x, weight_ih, bias)
+    noise = noise if seed is None else _drawn(x, weight_ih, weight_hh, seed)
     if noise is not None:
         u = u + (noise if noise_scale is None else noise_scale * noise)
     groups, flat = groups_of(weight_hh), u.shape
@@ -90,20 +100,21 @@ class LeakyLayer(torch.autograd.Function):
         phi: int,
         reset: Tensor | None,
         window: int,
+        seed: int | None,
         *tensors: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         *operands, reset_state = tensors
-        walk: list[Any] = [batch_sizes, reverse_groups, phi, reset, reset_state]
+        walk: list[Any] = [batch_sizes, reverse_groups, phi, reset, reset_state, seed]
         state, rate, last = _ops.leaky_layer(*(operands + walk))
         ctx.save_for_backward(state, rate, batch_sizes, reset, *tensors)
-        ctx.reverse_groups, ctx.phi, ctx.window = reverse_groups, phi, window
+        ctx.reverse_groups, ctx.phi, ctx.window, ctx.seed = reverse_groups, phi, window, seed
         ctx.set_materialize_grads(False)
         return state, rate, last
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
         state, rate, batch_sizes, reset, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         x, weight_ih, weight_hh, _, keep, gain, initial, noise, scale, reset_state = tensors
         need_x, need_ih, need_hh, need_bias, need_keep, need_gain, need_initial = needed[:7]
         need_noise, need_scale, need_reset_state = needed[7:]
@@ -113,8 +124,10 @@ class LeakyLayer(torch.autograd.Function):
         # For a graph of the gradients; and the cotangent of the noise is that of u, which the
         # operator keeps nowhere.
         if torch.is_grad_enabled() or need_noise:
-            walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window)
-            return (None,) * 5 + _composed_backward(tuple(tensors), walk, needed, cotangents)
+            walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window, ctx.seed)
+            return (None,) * 6 + _composed_backward(tuple(tensors), walk, needed, cotangents)
+        if need_scale and ctx.seed is not None:
+            noise = _drawn(x, weight_ih, weight_hh, ctx.seed)
         g, g_rate, g_last = cotangents
         bars = _ops.leaky_layer_backward(
             g,
@@ -151,7 +164,7 @@ class LeakyLayer(torch.autograd.Function):
             return kept + (of_sent if gain is not None else slope(rate, ctx.phi) * of_sent)
 
         return (
-            *(None,) * 5,
+            *(None,) * 6,
             x_bar,
             ih_bar,
             hh_bar,

@@ -25,6 +25,7 @@ _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 _leaky_recurrence = torch.ops.fused_bptt.leaky_recurrence.default
 _leaky_linear = torch.ops.fused_bptt.leaky_linear.default
+_normal = torch.ops.fused_bptt.normal.default
 _leaky_layer = torch.ops.fused_bptt.leaky_layer.default
 _leaky_layer_backward = torch.ops.fused_bptt.leaky_layer_backward.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
@@ -425,6 +426,7 @@ def leaky_layer(
     nonlinearity: int,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u_t = W_ih x_t + b + s ⊙ ξ_t, then :func:`leaky_recurrence`; as :func:`layer`.
 
@@ -435,6 +437,7 @@ def leaky_layer(
         initial: h_0 or v_0, [G, B, H].
         noise: ξ, [T, B, G * H] or [N, G * H]; or None.
         noise_scale: s, [G * H]; None for 1.
+        seed: of :func:`normal`, for ξ; or None.
         batch_sizes, reverse_groups, nonlinearity, reset, reset_state: as in :func:`recurrence_`.
 
     Returns:
@@ -458,7 +461,28 @@ def leaky_layer(
         nonlinearity,
         reset,
         reset_state,
+        seed,
     )
+
+
+def normal(like: Tensor, groups: int, seed: int) -> Tensor:
+    """Standard normal numbers, each a function of the seed and of its place alone; no autograd.
+
+    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and Box and
+    Muller's method, in float32: tails end at 5.9.
+
+    Args:
+        like: [..., G * H], float32 or float64, on the CPU; its values are not read.
+        groups: G.
+        seed: 64 bits.
+
+    Returns:
+        A tensor as ``like``.
+
+    Raises:
+        RuntimeError: a dtype or number is not as above (name, expected, got).
+    """
+    return _normal(like, groups, seed)  # type: ignore[no-any-return]
 
 
 def leaky_layer_backward(
@@ -703,6 +727,11 @@ def _(
     return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
 
 
+@torch.library.register_fake("fused_bptt::normal")  # type: ignore[untyped-decorator]
+def _(like: Tensor, groups: int, seed: int) -> Tensor:
+    return like.new_empty(like.shape)
+
+
 @torch.library.register_fake("fused_bptt::leaky_layer")  # type: ignore[untyped-decorator]
 def _(
     x: Tensor,
@@ -719,6 +748,7 @@ def _(
     nonlinearity: int,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_units = (keep, gain, noise, noise_scale)
     _check_devices(x, weight_ih, weight_hh, bias, initial, *of_units, reset, reset_state)

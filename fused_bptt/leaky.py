@@ -163,7 +163,8 @@ class LeakyRNN(nn.Module):
                 learned initial state, or zero.
             noise: added to z_t, shaped as the output, and of several layers one for each; it takes
                 the place of ``noise_std``.
-            generator: draws the noise; the same state of it gives the same noise.
+            generator: draws the seed of a layer's noise; the same state of it gives the same noise,
+                whatever the number of threads.
             return_rates: also return r.
 
         Returns:
@@ -277,10 +278,9 @@ class LeakyRNN(nn.Module):
         learned = self._of(layer, "initial")
         first = leak.new_zeros(D, 1, H) if learned is None else learned.view(D, 1, H)
         fresh = first.expand(D, rows, H)
-        scale = None
+        scale = seed = None
         if noise is None and self.noise_std > 0:
-            shape = (*data.shape[:-1], D * H)
-            noise = torch.randn(shape, dtype=data.dtype, device=data.device, generator=generator)
+            seed = int(torch.randint(2**63 - 1, (), generator=generator))
             scale = torch.full_like(leak, self.noise_std)
             if self.scale_noise:
                 scale = scale * (2 / leak).sqrt()
@@ -292,7 +292,7 @@ class LeakyRNN(nn.Module):
             weight_ih, weight = leak[:, None] * weight_ih, leak[:, None] * weight
             bias = None if bias is None else leak * bias
             gain = None
-            if noise is not None:
+            if noise is not None or seed is not None:
                 scale = leak if scale is None else leak * scale
         weight = weight.view(D, H, H)
         if self.form == "inside":  # the plain recurrence of W' = (1 - α) + α W
@@ -302,7 +302,7 @@ class LeakyRNN(nn.Module):
         operands = (data, weight_ih, weight, bias, keep, gain, initial, noise, scale)
         cuts = (reset, None if reset is None else fresh, window)
         phi = _NONLINEARITIES[self.nonlinearity]
-        return leaky_layer(*operands, batch_sizes, D - 1, phi, *cuts)
+        return leaky_layer(*operands, batch_sizes, D - 1, phi, *cuts, seed)
 
     def _of(self, layer: int, name: str) -> Any:
         """A layer's tensors of one name, those of both directions as more rows; None: it has none.

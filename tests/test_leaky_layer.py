@@ -283,3 +283,22 @@ def test_a_scale_of_no_noise_is_refused() -> None:
     case.operands["noise"] = None
     with pytest.raises(RuntimeError, match=r"^noise_scale: expected with noise, got it alone"):
         case.fused(case.operands)
+
+
+def test_noise_and_a_seed_are_refused() -> None:
+    case = Case(PROBLEMS[1], _ops.TANH, False)
+    *first, _ = (case.operands[name] for name in NAMES)
+    with pytest.raises(RuntimeError, match=r"^seed: expected without noise, got both"):
+        _ops.leaky_layer(*first, *case.walk, seed=1)
+
+
+def test_opcheck_of_drawing() -> None:
+    case = Case(PROBLEMS[1], _ops.TANH, False)
+    case.operands["noise"] = None
+    *first, _ = (case.operands[name] for name in NAMES)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for operator, arguments in (
+        (torch.ops.fused_bptt.leaky_layer.default, (*first, *case.walk, None, None, 3)),
+        (torch.ops.fused_bptt.normal.default, (torch.empty(3, 8), 2, 3)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=tests)

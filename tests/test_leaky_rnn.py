@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fused_bptt import LeakyRNN
+from fused_bptt import LeakyRNN, _ops
 from fused_bptt.parametrizations import Dale, dale_signs
 
 T, B, I, H = 6, 3, 2, 5  # noqa: E741
@@ -187,9 +187,55 @@ def test_noise_is_the_generators() -> None:
     results = [m(x, generator=torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
-    drawn = torch.randn(T, B, H, generator=torch.Generator().manual_seed(1))
-    given = m(x, noise=drawn * 0.3 * (2 / 0.2) ** 0.5)[0]
-    assert torch.allclose(results[0], given)
+    x = torch.cat([x, x])  # the noise of a step does not depend on those after it
+    assert torch.equal(m(x, generator=torch.Generator().manual_seed(1))[0][:T], results[0])
+
+
+@pytest.mark.parametrize("shape", [{}, {"bidirectional": True, "num_layers": 2}], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+@each_form
+def test_noise_is_of_its_size(form: str, scaled: bool, shape: dict[str, Any]) -> None:
+    """As if it had been given; with the gradient of the leak that scales it."""
+    options: dict[str, Any] = {"form": form, "leak": 0.2, "learn_leak": True, **shape}
+    m = LeakyRNN(I, H, noise_std=0.3, scale_noise=scaled, dtype=torch.float64, **options)
+    x, D = double(T, B, I).requires_grad_(), 1 + m.bidirectional
+    drawn = torch.Generator().manual_seed(1)
+    noises = []
+    for layer in range(m.num_layers):
+        seed = int(torch.randint(2**63 - 1, (), generator=drawn))
+        leak = m._of(layer, "leak")
+        size = 0.3 * (2 / leak).sqrt() if scaled else 0.3
+        noises.append(size * _ops.normal(torch.empty(T, B, D * H, dtype=torch.float64), D, seed))
+    leaves = [x, *m.parameters()]
+    values = m(x, return_rates=True, generator=torch.Generator().manual_seed(1))
+    expected = m(x, return_rates=True, noise=noises)
+    assert_close(gradients(values, leaves), gradients(expected, leaves))
+
+
+def test_gradients_of_gradients_see_the_same_noise() -> None:
+    m = module("voltage", leak=0.2, noise_std=0.5)
+    x = double(T, B, I).requires_grad_()
+    leaves = [x, *m.parameters()]
+    found = [
+        torch.autograd.grad(
+            m(x, generator=torch.Generator().manual_seed(1))[0].sin().sum(),
+            leaves,
+            create_graph=graph,
+        )
+        for graph in (False, True)
+    ]
+    plain, twice = ({str(i): bar.detach() for i, bar in enumerate(bars)} for bars in found)
+    assert_close(plain, twice)
+
+
+def test_noise_in_16_bits() -> None:
+    m = LeakyRNN(I, H, leak=0.2, noise_std=0.3, dtype=torch.bfloat16)
+    output, _ = m(torch.zeros(T, B, I).bfloat16(), generator=torch.Generator().manual_seed(1))
+    assert output.dtype == torch.bfloat16
+    wide = LeakyRNN(I, H, leak=0.2, noise_std=0.3)
+    wide.load_state_dict(m.state_dict())
+    expected, _ = wide(torch.zeros(T, B, I), generator=torch.Generator().manual_seed(1))
+    assert (output.float() - expected).abs().max() < 0.02
 
 
 def test_dropout_is_between_layers_and_in_training() -> None:

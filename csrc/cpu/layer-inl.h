@@ -143,6 +143,15 @@ class LayerShare {
       const C* scale = static_cast<const C*>(layer_.noise_scale);
       u.noise_scale = scale ? scale + g * p_.H : nullptr;
     }
+    if (leaky && layer_.draws) {
+      const Rows own = share_of(rows);
+      const C* scale = static_cast<const C*>(layer_.noise_scale);
+      for (int64_t r = own.begin; r < own.end; ++r) {
+        normal_row<C>(layer_.seed, r, g, p_.H, scale ? scale + g * p_.H : nullptr,
+                      u.data + r * u.row);
+      }
+      u.accumulate = true;
+    }
     multiply_rows(static_cast<const C*>(layer_.x), layer_.I, 0, rows, layer_.I, g, p_.H, u);
   }
 
