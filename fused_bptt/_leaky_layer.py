@@ -41,11 +41,17 @@ def leaky_layer(
 
     Over the multiples of ``window`` in time no derivative is carried.
     """
+    if torch.compiler.is_dynamo_compiling():
+        from . import _compiled
+
+        operands = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale)
+        others = (batch_sizes, reverse_groups, phi, reset, reset_state, window, seed)
+        return _compiled.leaky_layer(*operands, *others)  # type: ignore[no-any-return]
     if gain is None and reset is not None and reset_state is None:
         reset_state = torch.zeros_like(initial)  # φ(0) need not be zero
     tensors = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state)
     walk = (batch_sizes, reverse_groups, phi, reset, window)
-    if not _ops.has_layer(x) or torch.compiler.is_compiling() or _transformed():
+    if not _ops.has_layer(x) or _transformed():
         return _composed(tensors, *walk, seed)
     return LeakyLayer.apply(*walk, seed, *tensors)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ._autograd import _transformed
 from ._leaky_layer import leaky_layer
 from .functional import _NONLINEARITIES, _check_reset
 
@@ -280,7 +281,13 @@ class LeakyRNN(nn.Module):
         fresh = first.expand(D, rows, H)
         scale = seed = None
         if noise is None and self.noise_std > 0:
-            seed = int(torch.randint(2**63 - 1, (), generator=generator))
+            if torch.compiler.is_compiling() or _transformed():  # they can hold no seed
+                shape = (*data.shape[:-1], D * H)
+                noise = torch.randn(
+                    shape, dtype=data.dtype, device=data.device, generator=generator
+                )
+            else:
+                seed = int(torch.randint(2**63 - 1, (), generator=generator))
             scale = torch.full_like(leak, self.noise_std)
             if self.scale_noise:
                 scale = scale * (2 / leak).sqrt()

@@ -267,6 +267,55 @@ def test_autocast_computes_in_float32(form: str) -> None:
     assert plain.dtype == torch.float32
 
 
+@each_form
+def test_transforms(form: str) -> None:
+    """Per-sample gradients, and tangents, are those of the written loop."""
+    m = module(form, leak=0.3, num_layers=2, bidirectional=True)
+    parameters, x = dict(m.named_parameters()), double(3, T, B, I)
+    none = [[torch.zeros(T, 2 * H).double()] * B] * 2
+    masks = [torch.zeros(T).bool()] * B
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        output, last = torch.func.functional_call(m, parameters, (x,))
+        return (output.sin() * output).sum() + (last.sin() * last).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    leaves = list(parameters.values())
+    for i, sample in enumerate(x):
+        states, _, last = written(m, list(sample.unbind(1)), none, masks, None)
+        value = (states.sin() * states).sum() + (last.sin() * last).sum()
+        bars = torch.autograd.grad(value, leaves)
+        expected = dict(zip(parameters, bars, strict=True))
+        assert_close({n: v[i] for n, v in found.items()}, expected)
+
+    def of_x(x: Tensor) -> Tensor:
+        return written(m, list(x.unbind(1)), none, masks, None)[2]
+
+    tangents = [torch.func.jvp(f, (x[0],), (x[1],))[1].detach() for f in (lambda x: m(x)[1], of_x)]
+    assert_close({"": tangents[0]}, {"": tangents[1]})
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_noise_under_vmap(randomness: str) -> None:
+    m = LeakyRNN(I, H, leak=0.2, noise_std=0.1)
+    found = torch.func.vmap(lambda x: m(x)[0], randomness=randomness)(torch.zeros(2, T, B, I))
+    assert torch.equal(found[0], found[1]) == (randomness == "same")
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.1])
+@each_form
+def test_compiled(form: str, noise_std: float) -> None:
+    torch.compiler.reset()
+    m = module(form, leak=0.3, num_layers=2, bidirectional=True, noise_std=noise_std)
+    x = double(T, B, I).requires_grad_()
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    found = [run(x, reset=MASK, return_rates=True) for run in (m, compiled)]
+    plain, other = (gradients(values, [x, *m.parameters()]) for values in found)
+    if not noise_std:
+        assert_close(other, plain)
+    assert {n: v.shape for n, v in other.items()} == {n: v.shape for n, v in plain.items()}
+
+
 def test_a_packed_sequence_stays_one() -> None:
     m = LeakyRNN(I, H, leak=0.2)
     packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor(LENGTHS), enforce_sorted=False)
