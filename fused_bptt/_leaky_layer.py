@@ -127,9 +127,9 @@ class LeakyLayer(torch.autograd.Function):
         sent = [initial, reset_state]
         if gain is None:
             sent = [None if end is None else activate(end, ctx.phi) for end in sent]
-        # For a graph of the gradients; and the cotangent of the noise is that of u, which the
-        # operator keeps nowhere.
-        if torch.is_grad_enabled() or need_noise:
+        # The operator has no graph of its gradients, takes one cotangent at a time, and keeps that
+        # of u, which is the noise's too, nowhere.
+        if torch.is_grad_enabled() or need_noise or _transformed(*cotangents):
             walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window, ctx.seed)
             return (None,) * 6 + _composed_backward(tuple(tensors), walk, needed, cotangents)
         if need_scale and ctx.seed is not None:

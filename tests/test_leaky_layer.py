@@ -180,6 +180,20 @@ def test_gradients_of_gradients(problem: Problem, voltage: bool, cut: str) -> No
     Case(problem, _ops.SIGMOID, voltage, cut).assert_same(order=3)
 
 
+@each_form
+def test_many_cotangents_at_once(voltage: bool) -> None:
+    case = WithNoise(PROBLEMS[2], _ops.TANH, voltage, "both")
+    x = {n: None if v is None else v.requires_grad_() for n, v in case.operands.items()}
+    leaves = [v for v in x.values() if v is not None]
+    state, _, _ = case.fused(x)
+    cotangents = random(4, *state.shape, seed=0)
+    together = torch.autograd.grad(
+        state, leaves, cotangents, is_grads_batched=True, retain_graph=True
+    )
+    alone = [torch.autograd.grad(state, leaves, c, retain_graph=True) for c in cotangents]
+    assert_close(named(together), named([torch.stack(bars) for bars in zip(*alone, strict=True)]))
+
+
 LONG = (
     Problem(T=150, B=9, G=1, H=40),
     Problem(T=1100, B=1, G=2, H=6, reverse_groups=1),
