@@ -31,3 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def threads(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--threads")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
+    machine_info.pop("node", None)  # the name of a machine is its owner's affair
