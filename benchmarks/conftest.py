@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fused_bptt.bench.isolation import isolate
@@ -33,5 +35,17 @@ def threads(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--threads")
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
-    machine_info.pop("node", None)  # the name of a machine is its owner's affair
+# What is committed says on which kind of machine it was measured, and nothing of whose it is.
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    cpu = machine_info["cpu"]
+    kept = {"cpu": {"brand_raw": cpu.get("brand_raw"), "count": cpu.get("count")}}
+    kept |= {name: machine_info[name] for name in ("machine", "system", "python_version")}
+    machine_info.clear()
+    machine_info.update(kept)
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    for name in ("project", "branch"):
+        output_json["commit_info"].pop(name, None)
+    for one in output_json["benchmarks"]:
+        one["stats"].pop("data", None)  # every round's time: megabytes that no comparison reads

@@ -62,9 +62,9 @@ def table(results: Results, source: str, picture: str) -> str:
     ]
     B, H = (_range([getattr(b.cell, size) for b in blocks]) for size in "BH")
     return (
-        f"Times faster than each rival, forward + backward, over the shapes of the picture, B in {B} "
-        f"and H in {H} (T=100, I=min(H, 64), float32): shapes lost, even and won, then the ratio, "
-        "least, mean and most, as medians of interleaved rounds. A shape is B x H.\n\n"
+        "Times faster than each rival, forward + backward, over the shapes of the picture, "
+        f"B in {B} and H in {H} (T=100, I=min(H, 64), float32): shapes lost, even and won, then "
+        "the ratio, least, mean and most, as medians of interleaved rounds. A shape is B x H.\n\n"
         + "\n".join(lines)
     )
 
