@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .convert import same_state
-from .functional import rnn
+from .functional import _NONLINEARITIES, rnn
 
+#: Of ``nn.RNNBase``, which knows two; of the others it sees the first.
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 SequenceLike = Tensor | PackedSequence
@@ -34,7 +35,8 @@ class RNN(nn.RNNBase):
         input_size: I, number of input features.
         hidden_size: H, number of hidden units.
         num_layers: number of layers. Default 1.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``; on the CPU, and not in ``nn.RNN``, also
+            ``"sigmoid"``, ``"softplus"`` or ``"identity"``. Default ``"tanh"``.
         bias: whether there are biases. Default True.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
         dropout: probability of zeroing an output of every layer but the last, in training mode.
@@ -60,11 +62,11 @@ class RNN(nn.RNNBase):
             args = args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in _MODES:
-            raise ValueError(
-                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
-        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
+        if self.nonlinearity not in _NONLINEARITIES:
+            names = ", ".join(f"'{name}'" for name in _NONLINEARITIES)
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from {names}.")
+        super().__init__(_MODES.get(self.nonlinearity, "RNN_TANH"), *args, **kwargs)
+        self.mode = f"RNN_{self.nonlinearity.upper()}"
 
     def forward(
         self,
@@ -202,5 +204,11 @@ class RNN(nn.RNNBase):
         return same_state(module, nn.RNN, cls)
 
     def to_torch(self) -> nn.RNN:
-        """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode."""
+        """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode.
+
+        Raises:
+            ValueError: ``nn.RNN`` has not this nonlinearity.
+        """
+        if self.nonlinearity not in _MODES:
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{self.nonlinearity}'")
         return same_state(self, RNN, nn.RNN)
