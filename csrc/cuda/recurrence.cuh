@@ -7,9 +7,11 @@
 //   carry'[b, n] = phi(x)  or  d * x
 //   out[t, b, n] = carry'[b, n]                          and its slice of the next carry is sent
 //
+// Where the walk is cut ahead, another state is sent than the one that is stored.
 // The threads of a CTA meet twice in a step: between the product and the epilogue, and after it.
 #pragma once
 
+#include "activation.cuh"
 #include "exchange_cta.cuh"
 #include "exchange_grid.cuh"
 #include "exchange_launches.cuh"
@@ -63,7 +65,7 @@ class Walk {
       if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
       sync_block();
       const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
-      step(i, {rows, next, carried, sent});
+      step(i, {rows, next, carried, sent, team_.window_ends_at(boundary_ahead(i))});
       if (!team_.multiplies(i + 1)) break;
       exchange_.publish(i + 1);
       before = rows, rows = next, next = after;
@@ -84,7 +86,7 @@ class Walk {
     if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
     sync_block();
     const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
-    step(i, {rows, next, carried, sent});
+    step(i, {rows, next, carried, sent, team_.window_ends_at(boundary_ahead(i))});
   }
 
  private:
@@ -96,15 +98,21 @@ class Walk {
 
   // How far each row of the tile has come at step i: row b has a step if b < rows, and a product if
   // b < carried; carry i + 1 is sent of the rows below `sent`; rows at `next` and above have no
-  // further step.
+  // further step. `cut` says that all of them begin anew there.
   struct Rows {
     int32_t rows, next, carried, sent;
+    bool cut;
   };
 
   // This thread's words of a tile, one after another.
   FUSED_BPTT_DEVICE Cursor words() const { return Cursor(team_.plan.threads, words_of_row_); }
   FUSED_BPTT_DEVICE int32_t unit_of(const Cursor& at) const {
     return team_.first_unit + at.column * kPer;
+  }
+
+  // The boundary between the steps i and i + 1.
+  FUSED_BPTT_DEVICE int64_t boundary_ahead(int64_t i) const {
+    return team_.time(i) + (team_.down ? 0 : 1);
   }
 
   FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
@@ -168,25 +176,39 @@ class Walk {
       value[j] = round_to<Storage>(steps ? step_value(fetched, j, sum[j]) : sum[j]);
       if (n + j < p_.H) word.value[j] = Ops::operand(widen(value[j]));
     }
+    if (steps && b < r.next) {
+      const bool masked = team_.cut_at(boundary_ahead(i), b);
+      if (masked || r.cut) begin_anew(b, n, masked ? p_.cuts.replacement : State{}, word);
+    }
     if (b < r.sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
+    // What h_0 was cut off from has no share in its cotangent.
+    const bool ends = p_.adjoint ? !steps && multiplied : steps && b >= r.next;
+    const bool cut_off = p_.adjoint && ends && team_.down && team_.cut_at(0, b);
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
       if (n + j >= p_.H) continue;
       if (steps) at(p_.out, t, b, n)[j] = value[j];
-      if (p_.adjoint ? !steps && multiplied : steps && b >= r.next) last(b, n)[j] = value[j];
+      if (ends) last(b, n)[j] = cut_off ? round_to<Storage>(Sum{0}) : value[j];
+    }
+  }
+
+  // The word of the next carry of a row that is cut.
+  FUSED_BPTT_DEVICE void begin_anew(int32_t b, int32_t n, const State& state,
+                                    Packed<Operand>& word) const {
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      if (n + j < p_.H) {
+        word.value[j] = Ops::operand(widen(number_of<Product>(team_, state, b, n + j)));
+      }
     }
   }
 
   FUSED_BPTT_DEVICE Sum step_value(const Fetched& fetched, int j, Sum sum) const {
     const Sum x = p_.drive.data ? widen(fetched.drive[j]) + sum : sum;
     if constexpr (primitive == Primitive::recurrence) {
-      if (p_.phi == Phi::tanh) return tanh_of(x);
-      return Sum{0} > x ? Sum{0} : x;  // false for NaN, which therefore passes
+      return activate(p_.phi, x);
     } else {
-      const Sum f = widen(fetched.factor[j]);
-      if (p_.phi == Phi::tanh) return multiply_add(-f, f, Sum{1}) * x;
-      if (p_.phi == Phi::relu) return f <= Sum{0} ? Sum{0} : x;  // as ATen's threshold
-      return f * x;
+      return times_slope<Sum>(p_.phi, widen(fetched.factor[j]), x);
     }
   }
 
