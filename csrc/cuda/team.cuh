@@ -46,9 +46,13 @@ struct Team {
                   ptx::unforeseen(group) * c.group];
   }
 
-  // Whether the window cuts all rows at the boundary t > 0.
+  FUSED_BPTT_DEVICE bool has_cuts() const { return problem.cuts.mask || problem.cuts.window > 0; }
+
+  // Whether the window cuts all rows at the boundary t > 0. Both are less than 2^32: a division of
+  // 64 bits takes registers that W needs.
   FUSED_BPTT_DEVICE bool window_ends_at(int64_t t) const {
-    return problem.cuts.window > 0 && t % problem.cuts.window == 0;
+    const uint32_t window = static_cast<uint32_t>(problem.cuts.window);
+    return window > 0 && static_cast<uint32_t>(t) % window == 0;
   }
 
   // Rows whose product step i takes, given the rows of steps i - 1 and i. The adjoint takes one
