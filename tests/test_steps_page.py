@@ -23,4 +23,4 @@ def test_code_prints_what_the_page_says() -> None:
             with contextlib.redirect_stdout(out):
                 exec(compile("\n" * line + block[2], str(PAGE), "exec"), names)
     assert out.getvalue() == expected
-    assert len(blocks) == 10
+    assert len(blocks) == 11
