@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _leaky_layer
+from . import _autograd, _leaky, _leaky_layer
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -40,3 +40,9 @@ def layer(
 def leaky_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fused_bptt._leaky_layer.leaky_layer`."""
     return _leaky_layer.leaky_layer(*arguments)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def leaky_recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """:func:`fused_bptt._leaky.leaky_recurrence`."""
+    return _leaky.leaky_recurrence(*arguments)
