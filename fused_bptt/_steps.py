@@ -113,7 +113,7 @@ class Steps:
             rows = torch.where(cut, rows.detach() if keep else torch.zeros_like(rows), rows)
         if self.reset is not None:
             cut = self._cut_before(self._resets())
-            other = torch.zeros_like(rows) if replacement is None else self._spread(replacement)
+            other = torch.zeros_like(rows) if replacement is None else self.spread(replacement)
             rows = torch.where(cut, other, rows)
         return rows.view(x.shape)
 
@@ -194,7 +194,7 @@ class Steps:
         cut = self._resets()
         return self._cut_before(cut | self._in_window() if self.window else cut)
 
-    def _spread(self, state: Tensor) -> Tensor:
+    def spread(self, state: Tensor) -> Tensor:
         """Each row's own [G, H] of a state [G, B, H], as rows [N, G, H]."""
         state = state.transpose(0, 1)
         if self.batch_sizes is None:

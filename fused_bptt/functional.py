@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checkpoint, _ops
+from . import _checkpoint, _noise, _ops
 from ._autograd import layer
 from ._lengths import Ragged, check_lengths
+from ._noise import StateNoise
 
 _NONLINEARITIES = {
     "tanh": _ops.TANH,
@@ -42,6 +43,9 @@ def rnn(
     bptt_window: int = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
+    recurrent_dropout: float = ...,
+    zoneout: float = ...,
+    generator: torch.Generator | None = ...,
     return_all_layers: Literal[False] = ...,
     state_batch_first: bool = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -65,6 +69,9 @@ def rnn(
     bptt_window: int = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
+    recurrent_dropout: float = ...,
+    zoneout: float = ...,
+    generator: torch.Generator | None = ...,
     return_all_layers: Literal[False] = ...,
     state_batch_first: bool = ...,
 ) -> tuple[PackedSequence, Tensor]: ...
@@ -88,6 +95,9 @@ def rnn(
     bptt_window: int = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
+    recurrent_dropout: float = ...,
+    zoneout: float = ...,
+    generator: torch.Generator | None = ...,
     return_all_layers: bool,
     state_batch_first: bool = ...,
 ) -> tuple[Any, Tensor]: ...
@@ -110,6 +120,9 @@ def rnn(
     bptt_window: int = 0,
     lengths: Tensor | None = None,
     checkpoint_every: int | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    generator: torch.Generator | None = None,
     return_all_layers: bool = False,
     state_batch_first: bool = False,
 ) -> tuple[Any, Tensor]:
@@ -151,6 +164,18 @@ def rnn(
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
             the plain call. Dropout masks are another draw than the plain call's. No effect under
             ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+        recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
+            W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
+            1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
+            and Ghahramani, 2016). What a reset begins with is multiplied by the same m. On the
+            CPU. Default 0.
+        zoneout: p, the probability that a unit keeps its state in a step, h_t = m_t ⊙ h_{t-1} +
+            (1 - m_t) ⊙ φ(z_t) (Krueger et al., 2016); m_t is drawn for each step, row and unit,
+            and without ``training`` it is p. Not together with ``recurrent_dropout``, and neither
+            with ``checkpoint_every``. On the CPU. Default 0.
+        generator: draws what these two need, layer after layer; on the device of input. Default
+            None: torch's own, the only one that ``torch.utils.checkpoint`` puts back before it
+            computes a pass again; with another there, an error.
         return_all_layers: output is a tuple of every layer's, before its dropout. Default False.
         state_batch_first: hx, reset_state and h_n are [B, num_layers * D, H]. Default False.
 
@@ -180,8 +205,20 @@ def rnn(
             training=training,
             bidirectional=bidirectional,
             bptt_window=bptt_window,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            generator=generator,
             return_all_layers=return_all_layers,
         )
+    noise = None
+    if recurrent_dropout or zoneout:
+        noise = StateNoise(recurrent_dropout, zoneout, training, generator)
+        noise.check()
+        if checkpoint_every is not None:
+            raise ValueError(
+                "checkpoint_every: expected no recurrent_dropout and no zoneout, got one"
+            )
+        noise = None if noise.none() else noise
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -262,7 +299,7 @@ def rnn(
         outputs, last_states, num_layers = [data], [last], 0
     for depth in range(num_layers):
         begin, end = depth * directions, (depth + 1) * directions
-        data, last = layer(
+        of_layer = (
             data.contiguous(),
             hx if num_layers == 1 else hx[begin:end],
             batch_sizes,
@@ -273,6 +310,7 @@ def rnn(
             reset_state if reset_state is None else reset_state[begin:end],
             bptt_window,
         )
+        data, last = layer(*of_layer) if noise is None else _noise.layer(*of_layer, noise)
         outputs.append(data)
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:

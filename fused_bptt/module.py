@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ._noise import StateNoise
 from .convert import same_state
-from .functional import rnn
+from .functional import _NONLINEARITIES, rnn
 
+#: Of ``nn.RNNBase``, which knows two; of the others it sees the first.
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 SequenceLike = Tensor | PackedSequence
@@ -34,7 +37,8 @@ class RNN(nn.RNNBase):
         input_size: I, number of input features.
         hidden_size: H, number of hidden units.
         num_layers: number of layers. Default 1.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``; on the CPU, and not in ``nn.RNN``, also
+            ``"sigmoid"``, ``"softplus"`` or ``"identity"``. Default ``"tanh"``.
         bias: whether there are biases. Default True.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
         dropout: probability of zeroing an output of every layer but the last, in training mode.
@@ -42,10 +46,16 @@ class RNN(nn.RNNBase):
         bidirectional: a second recurrence walks time backwards. Default False.
         device: where the parameters are made. Default: torch's default device.
         dtype: the parameters' dtype: float64, float32, bfloat16 or float16. Default: torch's.
+        recurrent_dropout, zoneout: probabilities, by keyword; as in :func:`fused_bptt.rnn`.
+            Default 0.
 
     Raises:
         ValueError, TypeError: an argument does not fit, in ``nn.RNN``'s words.
     """
+
+    #: What ``nn.RNN`` has not; those that came from one have these.
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
 
     #: See the results of every pass. Forward hooks would, too, but calling them costs 4 us, and a
     #: graph that was compiled for another module of this kind is used again as if there were none.
@@ -60,11 +70,18 @@ class RNN(nn.RNNBase):
             args = args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in _MODES:
-            raise ValueError(
-                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
-        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
+        if self.nonlinearity not in _NONLINEARITIES:
+            names = ", ".join(f"'{name}'" for name in _NONLINEARITIES)
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from {names}.")
+        recurrent_dropout = kwargs.pop("recurrent_dropout", 0.0)
+        zoneout = kwargs.pop("zoneout", 0.0)
+        StateNoise(recurrent_dropout, zoneout, False, None).check()
+        super().__init__(_MODES.get(self.nonlinearity, "RNN_TANH"), *args, **kwargs)
+        self.mode = f"RNN_{self.nonlinearity.upper()}"
+        if recurrent_dropout:
+            self.recurrent_dropout = recurrent_dropout
+        if zoneout:
+            self.zoneout = zoneout
 
     def forward(
         self,
@@ -76,6 +93,7 @@ class RNN(nn.RNNBase):
         bptt_window: int = 0,
         lengths: Tensor | None = None,
         checkpoint_every: int | None = None,
+        generator: torch.Generator | None = None,
         return_all_layers: bool = False,
         state_batch_first: bool = False,
     ) -> tuple[Any, Tensor]:
@@ -90,6 +108,7 @@ class RNN(nn.RNNBase):
             lengths: integers [B], the steps of each row of a padded batch. Default None: T.
             checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
                 the others again. Default None: every state is kept.
+            generator: draws the masks of ``recurrent_dropout`` or ``zoneout``. Default: torch's.
             return_all_layers: output is a tuple of every layer's. Default False.
             state_batch_first: hx and h_n are [B, num_layers * D, H]. Default False.
 
@@ -102,10 +121,13 @@ class RNN(nn.RNNBase):
             or lengths is not None
             or return_all_layers
             or state_batch_first
+            or self.recurrent_dropout
+            or self.zoneout
         ):
             raise RuntimeError(
-                "reset, bptt_window, lengths, return_all_layers, state_batch_first: expected none "
-                "while a GradientMonitor reads this module, got one; close the monitor before"
+                "reset, bptt_window, lengths, return_all_layers, state_batch_first, "
+                "recurrent_dropout, zoneout: expected none while a GradientMonitor reads this "
+                "module, got one; close the monitor before"
             )
         output, h_n = rnn(
             input,
@@ -123,6 +145,9 @@ class RNN(nn.RNNBase):
             bptt_window=bptt_window,
             lengths=lengths,
             checkpoint_every=checkpoint_every,
+            recurrent_dropout=self.recurrent_dropout,
+            zoneout=self.zoneout,
+            generator=generator,
             return_all_layers=return_all_layers,
             state_batch_first=state_batch_first,
         )
@@ -150,12 +175,19 @@ class RNN(nn.RNNBase):
 
         Raises:
             RuntimeError: the module is bidirectional (a step backwards in time needs the end of the
-                sequence), or a shape, dtype or device does not fit.
+                sequence) or has recurrent dropout in training, or a shape, dtype or device does not
+                fit.
         """
         if self.bidirectional:
             raise RuntimeError(
                 "step: expected a module in one direction, got bidirectional=True (its second "
                 "direction begins at the end of the sequence)"
+            )
+        if self.recurrent_dropout and self.training:
+            raise RuntimeError(
+                "step: expected evaluation mode or recurrent_dropout=0, got recurrent_dropout="
+                f"{self.recurrent_dropout} in training mode (its mask is one for all steps of a "
+                "row)"
             )
         if input.dim() not in (1, 2):
             raise RuntimeError(
@@ -170,9 +202,16 @@ class RNN(nn.RNNBase):
             num_layers=self.num_layers,
             dropout=self.dropout,
             training=self.training,
+            zoneout=self.zoneout,
             state_batch_first=state_batch_first,
         )
         return output.squeeze(0), state
+
+    def extra_repr(self) -> str:
+        """What was given, in ``nn.RNN``'s words."""
+        own = {"recurrent_dropout": self.recurrent_dropout, "zoneout": self.zoneout}
+        words = [f"{name}={value}" for name, value in own.items() if value]
+        return ", ".join([super().extra_repr(), *words])
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not who observes this module."""
@@ -202,5 +241,16 @@ class RNN(nn.RNNBase):
         return same_state(module, nn.RNN, cls)
 
     def to_torch(self) -> nn.RNN:
-        """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode."""
+        """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode.
+
+        Raises:
+            ValueError: ``nn.RNN`` has not this nonlinearity, recurrent dropout or zoneout.
+        """
+        if self.nonlinearity not in _MODES:
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{self.nonlinearity}'")
+        if self.recurrent_dropout or self.zoneout:
+            raise ValueError(
+                "to_torch: expected recurrent_dropout=0 and zoneout=0, which nn.RNN has not, "
+                f"got {self.recurrent_dropout} and {self.zoneout}"
+            )
         return same_state(self, RNN, nn.RNN)

@@ -22,8 +22,14 @@ def taped_rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
+    held: Sequence[Tensor] | None = None,
+    dropped: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `fused_bptt.rnn` computes; data [T, B, I], or packed rows [N, I] with `batch_sizes`."""
+    """What `fused_bptt.rnn` computes; data [T, B, I], or packed rows [N, I] with `batch_sizes`.
+
+    `held`: zoneout's m of each layer, [T, B, D, H] or [N, D, H]; `dropped`: what each layer's state
+    is multiplied by on its way through W_hh, [D, B, H].
+    """
 
     def per_step(rows: Tensor) -> list[Tensor]:
         return list(rows.split(list(batch_sizes)) if batch_sizes is not None else rows.unbind(0))
@@ -59,8 +65,12 @@ def taped_rnn(
             for t in range(count)[:: -1 if direction else 1]:
                 x, h = steps[t], cut(h, t + direction, direction == 1, state)
                 rows = x.size(0)  # sequences that have ended, or not begun, keep their state
-                z = x @ weight_ih.mT + bias_ih + h[:rows] @ weight_hh.mT + bias_hh
-                h = torch.cat([phi(z), h[rows:]])
+                sent = h[:rows] if dropped is None else h[:rows] * dropped[layer][direction, :rows]
+                after = phi(x @ weight_ih.mT + bias_ih + sent @ weight_hh.mT + bias_hh)
+                if held is not None:
+                    m = per_step(held[layer])[t][:, direction]
+                    after = m * h[:rows] + (1 - m) * after
+                h = torch.cat([after, h[rows:]])
                 found.append(h[:rows])
             last_states.append(h)
             outputs.append(found[::-1] if direction else found)

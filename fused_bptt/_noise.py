@@ -1,0 +1,108 @@
+"""A layer whose state is held or dropped at random: zoneout and recurrent dropout.
+
+Both are recurrences with a leak, h_t = k_t ⊙ h_{t-1} + a_t ⊙ r_t, r_t = φ(u_t + W h_{t-1}), whose k
+and a are drawn: zoneout is k = m_t, a = 1 - m_t; dropout is k = 0 and a = m, of which r is the
+output. So the derivatives are those of _leaky.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._autograd import _split, _stack
+from ._leaky import leaky_recurrence
+from ._steps import Steps
+
+
+class StateNoise(NamedTuple):
+    """What happens to the state, as in :func:`fused_bptt.rnn`; at most one of the two."""
+
+    recurrent_dropout: float
+    zoneout: float
+    training: bool
+    generator: torch.Generator | None
+
+    def check(self) -> None:
+        """Raises where the options do not fit (name, expected, got)."""
+        dropout, zoneout = self.recurrent_dropout, self.zoneout
+        if not 0 <= dropout < 1:
+            raise ValueError(f"recurrent_dropout: expected a probability in [0, 1), got {dropout}")
+        if not 0 <= zoneout <= 1:
+            raise ValueError(f"zoneout: expected a probability in [0, 1], got {zoneout}")
+        if dropout and zoneout:
+            raise ValueError(
+                f"recurrent_dropout, zoneout: expected one of them to be 0, got {dropout} and "
+                f"{zoneout}"
+            )
+        # A recomputation (torch.utils.checkpoint) would go on with the generator and draw other
+        # masks than the pass that it repeats, silently. Torch's own generator it puts back.
+        if not self.training or self.generator is None or torch.compiler.is_dynamo_compiling():
+            return
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "generator: expected None where the forward pass is computed again in a backward "
+                "pass (torch.utils.checkpoint puts only torch's own generator back), got one"
+            )
+
+    def none(self) -> bool:
+        """Whether the layer is the plain one."""
+        return self.zoneout == 0 and not (self.training and self.recurrent_dropout > 0)
+
+    def drawn(self, probability: float, like: Tensor) -> Tensor:
+        """1 with this probability, else 0; of the shape, dtype and device of ``like``.
+
+        It is drawn in float32, so the masks are the same in every dtype.
+        """
+        numbers = torch.rand(like.shape, generator=self.generator, device=like.device)
+        return (numbers < probability).to(like.dtype)
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    phi: int,
+    directions: int,
+    parameters: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    window: int,
+    noise: StateNoise,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fused_bptt._autograd.layer` with ``noise``; its other arguments and results.
+
+    Zoneout (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations",
+    2016): m_t is drawn for each step, row, direction and unit; without ``training`` it is its
+    mean. Dropout (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent
+    Neural Networks", 2016): m is drawn for each row, direction and unit.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
+    bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+    u = _split(F.linear(x, weight_ih, bias), directions)
+    walk = (batch_sizes, directions - 1, phi, reset)
+    recurrence: Any = leaky_recurrence
+    if torch.compiler.is_dynamo_compiling():
+        from . import _compiled
+
+        recurrence = _compiled.leaky_recurrence
+    steps = Steps(u, batch_sizes, directions, directions - 1)
+    if noise.zoneout > 0:
+        if noise.training:
+            keep = noise.drawn(noise.zoneout, u)
+        else:
+            keep = u.new_full(u.shape[-1:], noise.zoneout).expand(u.shape)
+        h, _ = recurrence(u, keep, 1 - keep, weight_hh, h0, *walk, reset_state, window)
+    else:
+        kept = 1 - noise.recurrent_dropout
+        mask = noise.drawn(kept, h0) / kept
+        gain = steps.spread(mask).view(u.shape)
+        none = u.new_zeros(u.shape[-1:]).expand(u.shape)
+        other = None if reset_state is None else mask * reset_state
+        _, h = recurrence(u, none, gain, weight_hh, mask * h0, *walk, other, window)
+    h_n = h0 if steps.rows == 0 else steps.last(h)
+    return h if directions == 1 else h.flatten(-2), h_n
