@@ -175,7 +175,11 @@ CUTS = {
 
 
 def cuts_of(
-    p: Problem, reset: bool = False, each_group: bool = False, replaced: bool = False, window: int = 0
+    p: Problem,
+    reset: bool = False,
+    each_group: bool = False,
+    replaced: bool = False,
+    window: int = 0,
 ) -> tuple[Tensor | None, Tensor | None, int]:
     """reset, reset_state and window for the problem, on its device."""
     generator = torch.Generator().manual_seed(1)

@@ -125,8 +125,8 @@ FAULTS = (
     Fault(
         "a walk up is cut one boundary late",
         "recurrence.cuh",
-        "return team_.down ? t : t + 1;",
-        "return t;",
+        "team_.time(i) + (team_.down ? 0 : 1)",
+        "team_.time(i)",
         "small_cta",
     ),
     Fault(
@@ -153,9 +153,8 @@ FAULTS = (
     Fault(
         "the last state of an adjoint is not cut off",
         "recurrence.cuh",
-        "    if (p_.adjoint && !steps && multiplied && team_.down && team_.cut_at(0, b)) "
-        "clear_last(b, n);\n",
-        "",
+        "ends && team_.down && team_.cut_at(0, b)",
+        "false",
         "small_cluster",
         arguments=HANGS,
     ),
@@ -177,8 +176,8 @@ FAULTS = (
     Fault(
         "a window cuts with the replacement",
         "recurrence.cuh",
-        "if (!masked || !p_.cuts.replacement.data) return;",
-        "if (!p_.cuts.replacement.data) return;",
+        "masked ? p_.cuts.replacement : State{}, word",
+        "p_.cuts.replacement, word",
         "small_grid",
     ),
     Fault(

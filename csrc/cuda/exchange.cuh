@@ -34,9 +34,8 @@ FUSED_BPTT_DEVICE typename Product::Storage number_of(const Team& team, const St
                                                       int64_t k) {
   using Storage = typename Product::Storage;
   if (!s.data) return round_to<Storage>(typename Product::Sum{0});
-  return static_cast<const Storage*>(
-      s.data)[ptx::unforeseen(team.group) * s.group + ptx::unforeseen(team.first_row + b) * s.row +
-              k];
+  return static_cast<const Storage*>(s.data)[ptx::unforeseen(team.group) * s.group +
+                                             ptx::unforeseen(team.first_row + b) * s.row + k];
 }
 
 // What row b carries into the first step of the walk.

@@ -65,7 +65,7 @@ class Walk {
       if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
       sync_block();
       const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
-      step(i, {rows, next, carried, sent});
+      step(i, {rows, next, carried, sent, team_.window_ends_at(boundary_ahead(i))});
       if (!team_.multiplies(i + 1)) break;
       exchange_.publish(i + 1);
       before = rows, rows = next, next = after;
@@ -86,7 +86,7 @@ class Walk {
     if (carried > 0) exchange_.multiply(i, carried, product_, sums_, split_stride_);
     sync_block();
     const int32_t sent = team_.multiplies(i + 1) ? team_.carried(rows, next) : 0;
-    step(i, {rows, next, carried, sent});
+    step(i, {rows, next, carried, sent, team_.window_ends_at(boundary_ahead(i))});
   }
 
  private:
@@ -98,9 +98,10 @@ class Walk {
 
   // How far each row of the tile has come at step i: row b has a step if b < rows, and a product if
   // b < carried; carry i + 1 is sent of the rows below `sent`; rows at `next` and above have no
-  // further step.
+  // further step. `cut` says that all of them begin anew there.
   struct Rows {
     int32_t rows, next, carried, sent;
+    bool cut;
   };
 
   // This thread's words of a tile, one after another.
@@ -109,8 +110,10 @@ class Walk {
     return team_.first_unit + at.column * kPer;
   }
 
-  // The boundary between the step at time t and the next one.
-  FUSED_BPTT_DEVICE int64_t boundary_ahead(int64_t t) const { return team_.down ? t : t + 1; }
+  // The boundary between the steps i and i + 1.
+  FUSED_BPTT_DEVICE int64_t boundary_ahead(int64_t i) const {
+    return team_.time(i) + (team_.down ? 0 : 1);
+  }
 
   FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
     Cursor at = words();
@@ -173,37 +176,31 @@ class Walk {
       value[j] = round_to<Storage>(steps ? step_value(fetched, j, sum[j]) : sum[j]);
       if (n + j < p_.H) word.value[j] = Ops::operand(widen(value[j]));
     }
-    if (team_.has_cuts() && steps && b < r.next) cut(boundary_ahead(t), b, n, word);
+    if (steps && b < r.next) {
+      const bool masked = team_.cut_at(boundary_ahead(i), b);
+      if (masked || r.cut) begin_anew(b, n, masked ? p_.cuts.replacement : State{}, word);
+    }
     if (b < r.sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
+    // What h_0 was cut off from has no share in its cotangent.
+    const bool ends = p_.adjoint ? !steps && multiplied : steps && b >= r.next;
+    const bool cut_off = p_.adjoint && ends && team_.down && team_.cut_at(0, b);
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
       if (n + j >= p_.H) continue;
       if (steps) at(p_.out, t, b, n)[j] = value[j];
-      if (p_.adjoint ? !steps && multiplied : steps && b >= r.next) last(b, n)[j] = value[j];
+      if (ends) last(b, n)[j] = cut_off ? round_to<Storage>(Sum{0}) : value[j];
     }
-    if (p_.adjoint && !steps && multiplied && team_.down && team_.cut_at(0, b)) clear_last(b, n);
   }
 
-  // The word of the next carry, where row b begins anew at the boundary.
-  FUSED_BPTT_DEVICE void cut(int64_t boundary, int32_t b, int32_t n, Packed<Operand>& word) const {
-    const bool masked = team_.cut_at(boundary, b);
-    if (!masked && !team_.window_ends_at(boundary)) return;
-    word = {};
-    if (!masked || !p_.cuts.replacement.data) return;
-    n = ptx::unforeseen(n);
+  // The word of the next carry of a row that is cut.
+  FUSED_BPTT_DEVICE void begin_anew(int32_t b, int32_t n, const State& state,
+                                    Packed<Operand>& word) const {
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
       if (n + j < p_.H) {
-        word.value[j] =
-            Ops::operand(widen(number_of<Product>(team_, p_.cuts.replacement, b, n + j)));
+        word.value[j] = Ops::operand(widen(number_of<Product>(team_, state, b, n + j)));
       }
     }
-  }
-
-  // What h_0 was cut off from has no share in its cotangent.
-  FUSED_BPTT_DEVICE void clear_last(int32_t b, int32_t n) const {
-    n = ptx::unforeseen(n);
-    for (int j = 0; j < kPer && n + j < p_.H; ++j) last(b, n)[j] = round_to<Storage>(Sum{0});
   }
 
   FUSED_BPTT_DEVICE Sum step_value(const Fetched& fetched, int j, Sum sum) const {

@@ -42,11 +42,9 @@ struct Team {
     if (!c.mask) return false;
     t = ptx::unforeseen(t);
     const int64_t origin = problem.first_rows ? problem.first_rows[t] * c.row : t * c.step;
-    return c.mask[origin + ptx::unforeseen(first_row + b) * c.row +
-                  ptx::unforeseen(group) * c.group];
+    return c
+        .mask[origin + ptx::unforeseen(first_row + b) * c.row + ptx::unforeseen(group) * c.group];
   }
-
-  FUSED_BPTT_DEVICE bool has_cuts() const { return problem.cuts.mask || problem.cuts.window > 0; }
 
   // Whether the window cuts all rows at the boundary t > 0. Both are less than 2^32: a division of
   // 64 bits takes registers that W needs.

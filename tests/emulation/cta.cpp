@@ -35,8 +35,8 @@ void cases() {
 
   // Walks that are cut, the tiles of rows and of units apart.
   const Shape two_ways{.T = 7, .B = 11, .G = 2, .H = 43, .reverse_groups = 1};
-  run_cuts<Math::fp64, 1, 8, ExchangeCta>("fp64 cut", {.row_warps = 2, .k_splits = 3,
-                                                       .batch_tile = 5}, two_ways);
+  run_cuts<Math::fp64, 1, 8, ExchangeCta>(
+      "fp64 cut", {.row_warps = 2, .k_splits = 3, .batch_tile = 5}, two_ways);
   run_cuts<Math::fp64, 1, 8, ExchangeCta>("fp64 packed, cut", cut, kPacked);
   run_cuts<Math::fp32, 1, 8, ExchangeCta>("fp32 cut", {.row_warps = 2, .k_splits = 2}, two_ways);
   run_cuts<Math::tf32, 2, 8, ExchangeCta>("tf32 cut", {.row_warps = 2, .k_splits = 3}, two_ways);

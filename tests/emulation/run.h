@@ -171,7 +171,8 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
       const auto begin = [&](const State& s) {
         const Storage* numbers = static_cast<const Storage*>(s.data);
         for (int64_t n = 0; n < p.H; ++n) {
-          state[static_cast<size_t>(n)] = s.data ? widen(numbers[g * s.group + b * s.row + n]) : 0.0;
+          state[static_cast<size_t>(n)] =
+              s.data ? widen(numbers[g * s.group + b * s.row + n]) : 0.0;
         }
       };
       const bool backwards = walks_backwards(p, g);
@@ -368,20 +369,20 @@ inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
 // relu's.
 inline const std::vector<std::pair<std::string, Options>> kCutLinear = {
     {"reset,adjoint", {.phi = Phi::given, .adjoint = true, .reset = true}},
-    {"reset,adjoint,no initial", {.phi = Phi::identity, .adjoint = true, .initial = false,
-                                  .reset = true}},
-    {"reset and window,adjoint", {.phi = Phi::sigmoid, .adjoint = true, .reset = true,
-                                  .window = 2}},
+    {"reset,adjoint,no initial",
+     {.phi = Phi::identity, .adjoint = true, .initial = false, .reset = true}},
+    {"reset and window,adjoint",
+     {.phi = Phi::sigmoid, .adjoint = true, .reset = true, .window = 2}},
     {"window", {.phi = Phi::softplus, .window = 3}},
     {"replaced", {.phi = Phi::given, .reset = true, .replacement = true}},
-    {"replaced,no initial,window", {.phi = Phi::sigmoid, .initial = false, .reset = true,
-                                    .replacement = true, .window = 2}},
+    {"replaced,no initial,window",
+     {.phi = Phi::sigmoid, .initial = false, .reset = true, .replacement = true, .window = 2}},
 };
 inline const std::vector<std::pair<std::string, Options>> kCutRecurrence = {
     {"sigmoid,reset", {.phi = Phi::sigmoid, .reset = true}},
     {"softplus,replaced", {.phi = Phi::softplus, .reset = true, .replacement = true}},
-    {"identity,replaced,no initial", {.phi = Phi::identity, .initial = false, .reset = true,
-                                      .replacement = true}},
+    {"identity,replaced,no initial",
+     {.phi = Phi::identity, .initial = false, .reset = true, .replacement = true}},
     {"tanh,reset,no initial", {.initial = false, .reset = true}},
 };
 
