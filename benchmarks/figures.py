@@ -60,11 +60,17 @@ def table(results: Results, source: str, picture: str) -> str:
         f"{summary.machine_line(results)}. {_alone(results)}"
         f"Data: [{source}]({source}); method: [benchmarks/README.md](benchmarks/README.md).",
     ]
+    B, H = (_range([getattr(b.cell, size) for b in blocks]) for size in "BH")
     return (
-        "Times faster than each rival, forward + backward, over B in 1 to 128 and H in 16 to 1024 "
-        "(T=100, I=min(H, 64), float32): shapes lost, even and won, then the ratio, least, mean "
-        "and most, as medians of interleaved rounds. A shape is B x H.\n\n" + "\n".join(lines)
+        "Times faster than each rival, forward + backward, over the shapes of the picture, "
+        f"B in {B} and H in {H} (T=100, I=min(H, 64), float32): shapes lost, even and won, then "
+        "the ratio, least, mean and most, as medians of interleaved rounds. A shape is B x H.\n\n"
+        + "\n".join(lines)
     )
+
+
+def _range(sizes: list[int]) -> str:
+    return f"{min(sizes)} to {max(sizes)}"
 
 
 def _alone(results: Results) -> str:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 ALPHA, SIGMA = 0.2, 0.05
 
+#: A call, and the leaves that its gradients are taken of.
+Prepared = tuple[Callable[[], Tensor], list[Tensor]]
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -370,7 +370,8 @@ inline Bridged bridge_leaky(Primitive primitive, const char* drive_name, const T
   bridged.kept.reserve(6);  // references into it stay good
   p.drive = sequence(drive_name, drive);
   p.keep = sequence("keep", keep);
-  if (factor) p.factor = sequence(factor_name, *factor);
+  if (factor)
+    (primitive == Primitive::leaky_rate ? p.gain : p.factor) = sequence(factor_name, *factor);
   if (initial) {
     check_shape("initial", *initial, {p.G, p.B, p.H}, "[G, B, H]");
     check_like("initial", *initial, drive_name, drive);
@@ -413,13 +414,14 @@ inline Bridged bridge_leaky_linear(const Tensor& w, const Tensor& keep, const Te
 struct BridgedLayer : Bridged {
   Layer layer;
   std::optional<Tensor> x_bar, weight_ih_bar, weight_hh_bar, bias_bar;
+  std::optional<Tensor> ends, keep_bar, gain_bar, noise_scale_bar;  // with a leak
 };
 
 // What a layer's forward and backward have in common. `out` and `g` of the walk are left to them.
 inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
-                                 const Tensor& h0, const std::optional<Tensor>& batch_sizes,
-                                 int64_t reverse_groups, int64_t nonlinearity,
-                                 const std::optional<Tensor>& reset,
+                                 const char* initial_name, const Tensor& h0,
+                                 const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                                 int64_t nonlinearity, const std::optional<Tensor>& reset,
                                  const std::optional<Tensor>& reset_state, int64_t window) {
   BridgedLayer bridged{};
   Problem& p = bridged.problem;
@@ -447,12 +449,12 @@ inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const
   if (grouped) check_shape("weight_hh", weight_hh, {p.G, p.H, p.H}, "[G, H, H]");
   if (!grouped) check_shape("weight_hh", weight_hh, {p.H, p.H}, "[H, H]");
   check_shape("weight_ih", weight_ih, {p.G * p.H, layer.I}, "[G * H, I]");
-  check_shape("h0", h0, {p.G, p.B, p.H}, "[G, B, H]");
+  check_shape(initial_name, h0, {p.G, p.B, p.H}, "[G, B, H]");
   check_like("weight_hh", weight_hh, "x", x);
   check_like("weight_ih", weight_ih, "x", x);
-  check_like("h0", h0, "x", x);
+  check_like(initial_name, h0, "x", x);
 
-  bridged.kept.reserve(9);  // references into it stay good
+  bridged.kept.reserve(20);  // references into it stay good
   bridge_cuts(bridged, "x", x, reset, reset_state, window);
   p.weight = {weight_hh.const_data_ptr(), grouped ? weight_hh.stride(0) : 0,
               weight_hh.stride(weight_hh.dim() - 2), weight_hh.stride(weight_hh.dim() - 1)};
@@ -460,7 +462,7 @@ inline BridgedLayer bridge_layer(const Tensor& x, const Tensor& weight_ih, const
                      weight_ih.stride(1)};
   bridged.kept.push_back(torch::stable::contiguous(x));
   layer.x = bridged.kept.back().const_data_ptr();
-  layer.initial = state_of(with_unit_stride(bridged, h0));
+  p.initial = state_of(with_unit_stride(bridged, h0));
   bridged.last = empty({p.G, p.B, p.H}, x);
   p.last = state_of(*bridged.last);
   return bridged;
@@ -483,8 +485,8 @@ inline BridgedLayer bridge_layer_forward(
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                                      nonlinearity, reset, reset_state, 0);
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, 0);
   Problem& p = bridged.problem;
   check(bias_ih.has_value() == bias_hh.has_value(),
         "bias_ih, bias_hh: expected both or none, got one");
@@ -496,7 +498,6 @@ inline BridgedLayer bridge_layer_forward(
   if (bias_ih) bridged.layer.bias_ih = bias("bias_ih", *bias_ih);
   if (bias_hh) bridged.layer.bias_hh = bias("bias_hh", *bias_hh);
   p.primitive = Primitive::recurrence;
-  p.initial = bridged.layer.initial;
   bridged.out = empty(shape_of_layer(p, x), x);
   p.out = p.drive = sequence_of_layer(p, *bridged.out);
   bridged.layer.walk = p;
@@ -509,11 +510,13 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
-  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                                      nonlinearity, reset, reset_state, window);
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
-  layer.replacement = p.cuts.replacement;
+  layer.sent.initial = p.initial;
+  layer.sent.replacement = p.cuts.replacement;
+  p.initial = {};
   p.cuts.replacement = {};
   const std::vector<int64_t> shape = shape_of_layer(p, x);
   const char* letters = batch_sizes ? "[N, G * H]" : "[T, B, G * H]";
@@ -522,7 +525,7 @@ inline BridgedLayer bridge_layer_backward(
   bridged.kept.push_back(torch::stable::contiguous(h));
   p.primitive = Primitive::linear;
   p.adjoint = true;
-  p.factor = sequence_of_layer(p, bridged.kept.back());
+  p.factor = layer.sent.sequence = sequence_of_layer(p, bridged.kept.back());
   if (g) {
     check_shape("g", *g, shape, letters);
     check_like("g", *g, "x", x);
@@ -543,6 +546,150 @@ inline BridgedLayer bridge_layer_backward(
   layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
   layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
   layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
+  layer.walk = p;
+  return bridged;
+}
+
+inline Normal bridge_normal(Tensor& out, int64_t groups, int64_t seed) {
+  check(out.dim() > 0, "like: expected at least one dimension, got none");
+  const Type type = type_of("like", out);
+  check(type == Type::float32 || type == Type::float64,
+        "like: expected dtype float32 or float64, got ", toString(out.scalar_type()));
+  const int64_t columns = out.size(out.dim() - 1);
+  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
+        groups);
+  const int64_t rows = columns > 0 ? out.numel() / columns : 0;
+  void* const data = out.mutable_data_ptr();
+  return {data, type, rows, groups, columns / groups, static_cast<uint64_t>(seed)};
+}
+
+// A layer with a leak; keep, gain and the noise's scale are one for each unit.
+inline BridgedLayer bridge_leaky_layer(
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& keep,
+    const std::optional<Tensor>& gain, const Tensor& initial, const std::optional<Tensor>& noise,
+    const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state, int64_t window, std::optional<int64_t> seed) {
+  BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes,
+                                      reverse_groups, nonlinearity, reset, reset_state, window);
+  Problem& p = bridged.problem;
+  p.primitive = gain ? Primitive::leaky_rate : Primitive::leaky_voltage;
+  const auto of_units = [&](const char* name, const Tensor& tensor) -> Sequence {
+    check_shape(name, tensor, {p.G * p.H}, "[G * H]");
+    check_like(name, tensor, "x", x);
+    const void* data = with_unit_stride(bridged, tensor).const_data_ptr();
+    return {const_cast<void*>(data), 0, 0, p.H};
+  };
+  p.keep = of_units("keep", keep);
+  if (gain) p.gain = of_units("gain", *gain);
+  check(noise || seed || !noise_scale, "noise_scale: expected with noise, got it alone");
+  check(!noise || !seed, "seed: expected without noise, got both");
+  bridged.layer.draws = seed.has_value();
+  bridged.layer.seed = static_cast<uint64_t>(seed.value_or(0));
+  if (noise) {
+    check_shape("noise", *noise, shape_of_layer(p, x),
+                batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
+    check_like("noise", *noise, "x", x);
+    bridged.kept.push_back(torch::stable::contiguous(*noise));
+    bridged.layer.noise = sequence_of_layer(p, bridged.kept.back());
+  }
+  if (noise_scale) bridged.layer.noise_scale = of_units("noise_scale", *noise_scale).data;
+  return bridged;
+}
+
+inline BridgedLayer bridge_leaky_layer_forward(
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias, const Tensor& keep, const std::optional<Tensor>& gain,
+    const Tensor& initial, const std::optional<Tensor>& noise,
+    const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state, std::optional<int64_t> seed) {
+  BridgedLayer bridged =
+      bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, noise_scale,
+                         batch_sizes, reverse_groups, nonlinearity, reset, reset_state, 0, seed);
+  Problem& p = bridged.problem;
+  if (bias) {
+    check_shape("bias", *bias, {p.G * p.H}, "[G * H]");
+    check_like("bias", *bias, "x", x);
+    bridged.layer.bias_ih = with_unit_stride(bridged, *bias).const_data_ptr();
+  }
+  bridged.out = empty(shape_of_layer(p, x), x);
+  bridged.rate = empty(shape_of_layer(p, x), x);
+  p.out = p.drive = sequence_of_layer(p, *bridged.out);
+  p.rate = sequence_of_layer(p, *bridged.rate);
+  bridged.layer.walk = p;
+  return bridged;
+}
+
+// `sent_initial` and `sent_reset_state` are what W_hh multiplies of the two states.
+inline BridgedLayer bridge_leaky_layer_backward(
+    const std::optional<Tensor>& g, const std::optional<Tensor>& g_rate,
+    const std::optional<Tensor>& g_last, const Tensor& state, const Tensor& rate, const Tensor& x,
+    const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& keep,
+    const std::optional<Tensor>& gain, const Tensor& initial, const Tensor& sent_initial,
+    const std::optional<Tensor>& noise, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t nonlinearity, bool need_x, bool need_weight_ih,
+    bool need_weight_hh, bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state, const std::optional<Tensor>& sent_reset_state,
+    int64_t window) {
+  BridgedLayer bridged =
+      bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, {}, batch_sizes,
+                         reverse_groups, nonlinearity, reset, reset_state, window, {});
+  Problem& p = bridged.problem;
+  Layer& layer = bridged.layer;
+  const std::vector<int64_t> shape = shape_of_layer(p, x);
+  const auto sequence = [&](const char* name, const Tensor& tensor) {
+    check_shape(name, tensor, shape, batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
+    check_like(name, tensor, "x", x);
+    Sequence s = sequence_of(with_unit_stride(bridged, tensor), batch_sizes.has_value(), false);
+    s.group = p.H;
+    return s;
+  };
+  const auto contiguous = [&](const char* name, const Tensor& tensor) {
+    check_shape(name, tensor, shape, batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
+    check_like(name, tensor, "x", x);
+    bridged.kept.push_back(torch::stable::contiguous(tensor));
+    return sequence_of_layer(p, bridged.kept.back());
+  };
+  const auto of_rows = [&](const char* name, const Tensor& tensor) {
+    check_shape(name, tensor, {p.G, p.B, p.H}, "[G, B, H]");
+    check_like(name, tensor, "x", x);
+    return state_of(with_unit_stride(bridged, tensor));
+  };
+  p.adjoint = true;
+  p.factor = contiguous("rate", rate);
+  layer.state = {contiguous("state", state), p.initial, p.cuts.replacement};
+  layer.sent = {gain ? layer.state.sequence : p.factor, of_rows("sent_initial", sent_initial), {}};
+  if (sent_reset_state) layer.sent.replacement = of_rows("sent_reset_state", *sent_reset_state);
+  p.cuts.replacement = {};
+  p.initial = g_last ? of_rows("g_last", *g_last) : State{};
+  if (g) p.drive = sequence("g", *g);
+  if (g_rate) p.rate = sequence("g_rate", *g_rate);
+
+  bridged.ends = empty({4, p.G, p.B, p.H}, x);
+  char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
+  const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
+  const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
+  p.last_product = end(0);
+  p.last = end(1);
+  if (reset) {
+    p.replaced_product = end(2);
+    p.replaced = end(3);
+  }
+  const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
+    if (need) to = empty(sizes, x);
+    return need ? to->mutable_data_ptr() : nullptr;
+  };
+  const int64_t units = p.G * p.H;
+  layer.backward = true;
+  layer.x_bar = gradient(need_x, bridged.x_bar, Shape(x));
+  layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {units, layer.I});
+  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
+  layer.bias_bar = gradient(need_bias, bridged.bias_bar, {units});
+  layer.keep_bar = gradient(need_leak, bridged.keep_bar, {units});
+  layer.gain_bar = gradient(need_leak && gain.has_value(), bridged.gain_bar, {units});
+  layer.noise_scale_bar =
+      gradient(need_leak && noise.has_value(), bridged.noise_scale_bar, {units});
   layer.walk = p;
   return bridged;
 }

@@ -54,6 +54,30 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
       "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+  // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
+  // H]; a number is a function of the seed and of its row, group and unit alone.
+  m.def("normal(Tensor like, int groups, int seed) -> Tensor");
+  // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with
+  // keep, gain and noise_scale [G * H]. With a seed, noise is what `normal` gives. Gives h or v,
+  // and r, as wide as noise, [T, B, G * H] or [N, G * H]; and each row's last h or v.
+  m.def(
+      "leaky_layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor keep, "
+      "Tensor? gain, Tensor initial, Tensor? noise, Tensor? noise_scale, Tensor? batch_sizes, "
+      "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
+      "int? seed=None) -> (Tensor, Tensor, Tensor)");
+  // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
+  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [4, G,
+  // B, H]: the cotangents of W h_0 and of keep * h_0, and the sums of both over the steps that
+  // began with a replaced state, which mean something only with reset. sent_*: what W multiplies of
+  // a state, r without gain.
+  m.def(
+      "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
+      "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
+      "Tensor sent_initial, Tensor? noise, Tensor? batch_sizes, int reverse_groups, "
+      "int nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
+      "bool need_leak, Tensor? reset=None, Tensor? reset_state=None, "
+      "Tensor? sent_reset_state=None, int window=0) -> "
+      "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor)");
   // The same for a part of the steps: the gradients of the weights and biases (none: not needed)
   // are added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to
   // its end, give the bits that one call for all steps does. Gives the gradients of x and h0.

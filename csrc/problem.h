@@ -71,6 +71,9 @@ struct Problem {
   //   linear  q_t = d_t * (v_t + r_t), r_t = W^T q_{t+1}
   //   outer   y_t = w_t + k_{t+1} * y_{t+1} + W^T (d_{t+1} * y_{t+1})
   //   inner   y_t = w_t + k_{t+1} * y_{t+1} + d_t * (W^T y_{t+1})
+  // and BPTT of the two with a leak, with the cotangents g of the state and c of r:
+  //   leaky_rate     y_t = g_t + k_{t+1} * y_{t+1} + W^T q_{t+1}, q_t = phi' * (a_t * y_t + c_t)
+  //   leaky_voltage  q_t = g_t + k_{t+1} * q_{t+1} + phi' * (W^T q_{t+1} + c_t)
   bool adjoint;
   Type type;
   int64_t T, B, G, H;
@@ -80,18 +83,31 @@ struct Problem {
   // at [T]. Both null: B rows at every step.
   const int64_t* batch_sizes;
   const int64_t* first_rows;
-  Sequence drive;   // u, v or w; null v stands for zero
-  Sequence factor;  // d, h or a; not of recurrence and leaky_voltage
+  Sequence drive;   // u, v, w or g; null v or g stands for zero
+  Sequence factor;  // d or h; of BPTT with a leak r
   Sequence keep;    // k; of those with a leak
+  Sequence gain;    // a; of leaky_rate
   Weights weight;
   // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the
   // cotangent of the last state. Null stands for zero, and then no product is taken with it at all.
+  // BPTT with a leak: the cotangent of the last state, which takes the place of k * y.
   State initial;
-  Sequence out;   // h, in the place of u; or s, h, v, m
-  Sequence rate;  // r, of leaky_rate and leaky_voltage
-  // Where each row's walk ends: h or s after its last step; adjoint: W^T q_1, the cotangent of s_0.
+  Sequence out;   // h, in the place of u; or s, h, v, m, q
+  Sequence rate;  // r, of leaky_rate and leaky_voltage; of their BPTT c, null for zero
+  // Where each row's walk ends: h, s or v after its last step; adjoint: W^T q_1, the cotangent of
+  // s_0; BPTT with a leak: k_1 * y_1. Null: not wanted.
   State last;
   Cuts cuts;
+  // BPTT with a leak: q_1, and the sums of q_t and k_t * y_t over the steps that began with a
+  // replacement.
+  State last_product, replaced_product, replaced;
+};
+
+// States as a walk met them before its steps: in the sequence; h_0; and what a cut made of them,
+// where null stands for zero and walk.cuts says where.
+struct Carried {
+  Sequence sequence;
+  State initial, replacement;
 };
 
 // A whole layer of a network: the recurrence together with the products over all steps that go with
@@ -100,22 +116,39 @@ struct Problem {
 //   backward   q = adjoint(phi'(h), g, W_hh), kept only as long as it is needed, for
 //              x_bar_t = W_ih^T q_t, W_ih_bar = sum q_t x_t^T, W_hh_bar = sum q_t h_{t-1}^T, and
 //              b_bar = sum q_t
+// With a leak, u_t has s * noise_t added, W_hh multiplies h or r, and there are also
+//              k_bar = sum y_t * (h or v)_{t-1}, a_bar = sum y_t * r_t, s_bar = sum q_t * noise_t
 struct Layer {
-  Problem walk;  // forward: drive = out = h; backward: the adjoint, factor = h, no out
+  Problem walk;  // forward: drive = out = h; backward: the adjoint, factor = h or r, no out
   bool backward;
   int64_t I, rows;
   const void* x;        // [rows, I], contiguous
   Weights weight_ih;    // [G, H, I]
   const void* bias_ih;  // [G, H], contiguous; both biases are null where there are none
   const void* bias_hh;
+  Sequence noise;           // null: none
+  const void* noise_scale;  // s [G, H], contiguous; null: 1
+  bool draws;               // forward: noise is drawn from the seed, and there is no other
+  uint64_t seed;
   // Backward only. The gradients are contiguous, and null where they are not wanted.
-  State initial;        // h_0
-  State replacement;    // what a cut made of h_{t-1}; null: zero. walk.cuts says where
+  Carried sent;         // what W_hh multiplied
+  Carried state;        // with a leak: h or v
   void* x_bar;          // [rows, I]
   void* weight_ih_bar;  // [G, H, I]
   void* weight_hh_bar;  // [G, H, H]
   void* bias_bar;       // [G, H]
-  bool accumulate;      // the gradients of the weights are added to what is there
+  void* keep_bar;       // [G, H], as the two that follow
+  void* gain_bar;
+  void* noise_scale_bar;
+  bool accumulate;  // the gradients of the weights are added to what is there
+};
+
+// Standard normal numbers, float32 or float64, for [rows, G, H]; contiguous.
+struct Normal {
+  void* out;
+  Type type;
+  int64_t rows, G, H;
+  uint64_t seed;
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {
@@ -144,6 +177,11 @@ inline bool cut_at(const Problem& p, int64_t g, int64_t t, int64_t b) {
   const Cuts& c = p.cuts;
   const int64_t origin = p.first_rows ? p.first_rows[t] * c.row : t * c.step;
   return c.mask && c.mask[origin + b * c.row + g * c.group];
+}
+
+// Whether y is wanted where it is not q.
+inline bool wants_total(const Layer& layer) {
+  return layer.walk.primitive == Primitive::leaky_rate && (layer.keep_bar || layer.gain_bar);
 }
 
 inline bool walks_backwards(const Problem& p, int64_t g) {

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from . import _ops
 from ._algebra import add, curvature, groups_of, multiply, primals, sum_of_products
-from ._batching import batched, into_rows, unfold
+from ._batching import Places, batched, into_rows, unfold
 from ._steps import Steps
 
 
@@ -556,36 +556,9 @@ class Recurrence(torch.autograd.Function):
         return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        u: Tensor,
-        weight: Tensor,
-        h0: Tensor,
-        batch_sizes: Tensor | None,
-        reverse_groups: int,
-        phi: int,
-        reset: Tensor | None,
-        reset_state: Tensor | None,
-        window: int,
-    ) -> Any:
-        def walk(
-            sequences: Sequence[Tensor | None],
-            weight: Tensor,
-            states: Sequence[Tensor | None],
-            reset: Tensor | None,
-            batch_sizes: Tensor | None,
-            reverse_groups: int,
-        ) -> tuple[Tensor, Tensor]:
-            (u,), (h0, reset_state) = sequences, states
-            assert u is not None
-            assert h0 is not None
-            cuts = (reset, reset_state, window)
-            return recurrence(u, weight, h0, batch_sizes, reverse_groups, phi, *cuts)
-
-        states, dims = (h0, reset_state), (*in_dims[:3], in_dims[7], in_dims[6])
-        walked = (batch_sizes, reverse_groups)
-        return batched(walk, info.batch_size, (u,), weight, states, reset, dims, *walked, 1)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places((0,), weight=1, states=(2, 7), reset=6, batch_sizes=3, states_found=1)
+        return batched(recurrence, places, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(
@@ -679,39 +652,9 @@ class LinearRecurrence(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        factor: Tensor,
-        v: Tensor | None,
-        weight: Tensor,
-        s0: Tensor | None,
-        batch_sizes: Tensor | None,
-        reverse_groups: int,
-        derivative: int,
-        adjoint: bool,
-        reset: Tensor | None,
-        reset_state: Tensor | None,
-        window: int,
-    ) -> Any:
-        def walk(
-            sequences: Sequence[Tensor | None],
-            weight: Tensor,
-            states: Sequence[Tensor | None],
-            reset: Tensor | None,
-            batch_sizes: Tensor | None,
-            reverse_groups: int,
-        ) -> tuple[Tensor, Tensor]:
-            (factor, v), (s0, reset_state) = sequences, states
-            assert factor is not None
-            walked = (batch_sizes, reverse_groups, derivative, adjoint)
-            cuts = (reset, reset_state, window)
-            return linear_recurrence(factor, v, weight, s0, *walked, *cuts)
-
-        sequences, states = (factor, v), (s0, reset_state)
-        dims = (*in_dims[:4], in_dims[9], in_dims[8])
-        walked = (batch_sizes, reverse_groups)
-        return batched(walk, info.batch_size, sequences, weight, states, reset, dims, *walked, 1)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places((0, 1), weight=2, states=(3, 9), reset=8, batch_sizes=4, states_found=1)
+        return batched(linear_recurrence, places, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(

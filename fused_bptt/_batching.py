@@ -7,53 +7,52 @@ own, as in an ensemble, it is more groups. Either way it is one call of the same
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-#: (sequences, weight, states, reset, batch_sizes, reverse_groups) to sequences, and states.
-Walk = Callable[
-    [
-        Sequence[Tensor | None],
-        Tensor,
-        Sequence[Tensor | None],
-        Tensor | None,
-        Tensor | None,
-        int,
-    ],
-    tuple[Tensor, ...],
-]
+
+@dataclass(frozen=True)
+class Places:
+    """Where the operands of a primitive stand among its arguments.
+
+    ``sequences`` [T, B, G, H] or [N, G, H], ``weight`` [G, H, H] (or without G), ``states``
+    [G, B, H], ``reset`` [T, B(, G)] or [N(, G)], and ``batch_sizes`` [T], after which
+    ``reverse_groups`` comes. Of the results the last ``states_found`` are states, the others
+    sequences.
+    """
+
+    sequences: tuple[int, ...]
+    weight: int
+    states: tuple[int, ...]
+    reset: int
+    batch_sizes: int
+    states_found: int = 0
 
 
 def batched(
-    walk: Walk,
+    primitive: Callable[..., Any],
+    places: Places,
     size: int,
-    sequences: Sequence[Tensor | None],
-    weight: Tensor,
-    states: Sequence[Tensor | None],
-    reset: Tensor | None,
-    dims: Sequence[int | None],
-    batch_sizes: Tensor | None,
-    reverse_groups: int,
-    states_found: int = 0,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """``walk`` over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
+    in_dims: Sequence[int | None],
+    arguments: Sequence[Any],
+) -> tuple[Any, Any]:
+    """A primitive over one more dimension of ``size``, in the way of ``autograd.Function.vmap``.
 
     Args:
-        walk: a primitive, on [T, B, G, H] or [N, G, H], weight [G, H, H], states [G, B, H], and
-            reset [T, B(, G)] or [N(, G)].
+        primitive: what is called, with its arguments changed at their places.
+        places: where they stand.
         size: length of the additional dimension.
-        sequences, weight, states, reset: with the additional dimension where ``dims`` says.
-        dims: of each sequence, the weight, each state and reset; None where there is none.
-        batch_sizes: int64 [T] when packed, of one member; the same for all.
-        reverse_groups: of one member.
-        states_found: how many of the last results are states; the others are sequences.
+        in_dims: where it is, of each argument; None where there is none. batch_sizes has none.
+        arguments: of the primitive.
 
     Returns:
-        What ``walk`` gives with the additional dimension in front, and a zero for each.
+        What the primitive gives with the additional dimension in front, and a zero for each.
     """
-    count = len(sequences)
-    sequence_dims, weight_dim, state_dims = dims[:count], dims[count], dims[count + 1 : -1]
-    reset_dim = dims[-1]
+    weight, weight_dim = arguments[places.weight], in_dims[places.weight]
+    batch_sizes = arguments[places.batch_sizes]
+    reverse_groups = arguments[places.batch_sizes + 1]
     grouped = weight.dim() - (weight_dim is not None) == 3
     rows = 2 if batch_sizes is None else 1  # dimensions that count rows: T and B, or N
     into_groups = weight_dim is not None
@@ -98,22 +97,26 @@ def batched(
     else:
         folded = weight if grouped else weight.unsqueeze(0)
         batch_sizes = None if batch_sizes is None else batch_sizes * size
-    found = walk(
-        [fold_sequence(x, dim) for x, dim in zip(sequences, sequence_dims, strict=True)],
-        folded,
-        [fold_state(x, dim) for x, dim in zip(states, state_dims, strict=True)],
-        fold_reset(reset, reset_dim),
-        batch_sizes,
-        reverse_groups,
-    )
+    given = list(arguments)
+    given[places.weight] = folded
+    given[places.batch_sizes : places.batch_sizes + 2] = batch_sizes, reverse_groups
+    for fold, where in (
+        (fold_sequence, places.sequences),
+        (fold_state, places.states),
+        (fold_reset, (places.reset,)),
+    ):
+        for place in where:
+            given[place] = fold(arguments[place], in_dims[place])
+    found = primitive(*given)
+    many = found if isinstance(found, tuple) else (found,)
     results = []
-    for index, x in enumerate(found):
-        if index >= len(found) - states_found:
+    for index, x in enumerate(many):
+        if index >= len(many) - places.states_found:
             results.append(unfold(x, 0 if into_groups else 1, size))
         else:
             x = unfold(x, x.dim() - 2 if into_groups else rows - 1, size)
             results.append(x if grouped else x.squeeze(-2))
-    return tuple(results), (0,) * len(results)
+    return (tuple(results), (0,) * len(results)) if isinstance(found, tuple) else (results[0], 0)
 
 
 def into_rows(x: Tensor, dim: int | None, size: int, rows: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _leaky
+from . import _autograd, _leaky, _leaky_layer
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -34,6 +34,12 @@ def layer(
     """:func:`fused_bptt._autograd.layer`."""
     cuts = (reset, reset_state, window)
     return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *cuts)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def leaky_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`fused_bptt._leaky_layer.leaky_layer`."""
+    return _leaky_layer.leaky_layer(*arguments)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]

@@ -10,7 +10,6 @@ and the adjoint of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.autograd import forward_ad
 
 from . import _ops
 from ._algebra import activate, add, groups_of, multiply, primals, slope, sum_of_products
-from ._batching import batched
+from ._batching import Places, batched
 from ._steps import Steps
 
 
@@ -159,41 +158,9 @@ class LeakyRecurrence(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        u: Tensor,
-        keep: Tensor,
-        gain: Tensor | None,
-        weight: Tensor,
-        initial: Tensor,
-        batch_sizes: Tensor | None,
-        reverse_groups: int,
-        phi: int,
-        reset: Tensor | None,
-        reset_state: Tensor | None,
-        window: int,
-    ) -> Any:
-        def walk(
-            sequences: Sequence[Tensor | None],
-            weight: Tensor,
-            states: Sequence[Tensor | None],
-            reset: Tensor | None,
-            batch_sizes: Tensor | None,
-            reverse_groups: int,
-        ) -> tuple[Tensor, ...]:
-            (u, keep, gain), (initial, reset_state) = sequences, states
-            assert u is not None
-            assert keep is not None
-            assert initial is not None
-            cuts = (reset, reset_state, window)
-            walked = (batch_sizes, reverse_groups, phi)
-            return leaky_recurrence(u, keep, gain, weight, initial, *walked, *cuts)
-
-        sequences, states = (u, keep, gain), (initial, reset_state)
-        dims = (*in_dims[:5], in_dims[9], in_dims[8])
-        walked = (batch_sizes, reverse_groups)
-        return batched(walk, info.batch_size, sequences, weight, states, reset, dims, *walked)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places(sequences=(0, 1, 2), weight=3, states=(4, 9), reset=8, batch_sizes=5)
+        return batched(leaky_recurrence, places, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(
@@ -304,39 +271,9 @@ class LeakyLinear(torch.autograd.Function):
         return p, keep_bar, factor_bar, weight_bar, None, None, None, None, None, None
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        w: Tensor,
-        keep: Tensor,
-        factor: Tensor,
-        weight: Tensor,
-        batch_sizes: Tensor | None,
-        reverse_groups: int,
-        inner: bool,
-        adjoint: bool,
-        reset: Tensor | None,
-        window: int,
-    ) -> Any:
-        def walk(
-            sequences: Sequence[Tensor | None],
-            weight: Tensor,
-            _states: Sequence[Tensor | None],
-            reset: Tensor | None,
-            batch_sizes: Tensor | None,
-            reverse_groups: int,
-        ) -> tuple[Tensor, ...]:
-            w, keep, factor = sequences
-            assert w is not None
-            assert keep is not None
-            assert factor is not None
-            walked = (batch_sizes, reverse_groups, inner, adjoint, reset, window)
-            return (leaky_linear(w, keep, factor, weight, *walked),)
-
-        sequences, dims = (w, keep, factor), (*in_dims[:4], in_dims[8])
-        walked = (batch_sizes, reverse_groups)
-        (m,), (dim,) = batched(walk, info.batch_size, sequences, weight, (), reset, dims, *walked)
-        return m, dim
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places(sequences=(0, 1, 2), weight=3, states=(), reset=8, batch_sizes=4)
+        return batched(leaky_linear, places, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(

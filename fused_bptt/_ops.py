@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ _recurrence_ = torch.ops.fused_bptt.recurrence_.default
 _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 _leaky_recurrence = torch.ops.fused_bptt.leaky_recurrence.default
 _leaky_linear = torch.ops.fused_bptt.leaky_linear.default
+_normal = torch.ops.fused_bptt.normal.default
+_leaky_layer = torch.ops.fused_bptt.leaky_layer.default
+_leaky_layer_backward = torch.ops.fused_bptt.leaky_layer_backward.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
 LAYER = torch.ops.fused_bptt.layer.default
 _layer_backward = torch.ops.fused_bptt.layer_backward.default
@@ -407,6 +411,155 @@ def layer_backward_(
     )
 
 
+def leaky_layer(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    keep: Tensor,
+    gain: Tensor | None,
+    initial: Tensor,
+    noise: Tensor | None,
+    noise_scale: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u_t = W_ih x_t + b + s ⊙ ξ_t, then :func:`leaky_recurrence`; as :func:`layer`.
+
+    Args:
+        x, weight_ih, weight_hh: as in :func:`layer`.
+        bias: [G * H], or None.
+        keep, gain: k and a, [G * H]; no gain is for the voltage form.
+        initial: h_0 or v_0, [G, B, H].
+        noise: ξ, [T, B, G * H] or [N, G * H]; or None.
+        noise_scale: s, [G * H]; None for 1.
+        seed: of :func:`normal`, for ξ; or None.
+        batch_sizes, reverse_groups, nonlinearity, reset, reset_state: as in :func:`recurrence_`.
+
+    Returns:
+        h or v, and r, [T, B, G * H] or [N, G * H]; and each row's last h or v, [G, B, H].
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _leaky_layer(  # type: ignore[no-any-return]
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        keep,
+        gain,
+        initial,
+        noise,
+        noise_scale,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        reset,
+        reset_state,
+        seed,
+    )
+
+
+def normal(like: Tensor, groups: int, seed: int) -> Tensor:
+    """Standard normal numbers, each a function of the seed and of its place alone; no autograd.
+
+    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and Box and
+    Muller's method, in float32: tails end at 5.9.
+
+    Args:
+        like: [..., G * H], float32 or float64, on the CPU; its values are not read.
+        groups: G.
+        seed: 64 bits.
+
+    Returns:
+        A tensor as ``like``.
+
+    Raises:
+        RuntimeError: a dtype or number is not as above (name, expected, got).
+    """
+    return _normal(like, groups, seed)  # type: ignore[no-any-return]
+
+
+def leaky_layer_backward(
+    g: Tensor | None,
+    g_rate: Tensor | None,
+    g_last: Tensor | None,
+    state: Tensor,
+    rate: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    keep: Tensor,
+    gain: Tensor | None,
+    initial: Tensor,
+    sent_initial: Tensor,
+    noise: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+    need_leak: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    sent_reset_state: Tensor | None = None,
+    window: int = 0,
+) -> tuple[Any, ...]:
+    """BPTT of :func:`leaky_layer`; no autograd.
+
+    Args:
+        g, g_rate, g_last: cotangents of the three results, any strides; or None for zero.
+        state, rate: the first two results; the arguments after them are those that were given.
+        sent_initial, sent_reset_state: what W multiplies of ``initial`` and ``reset_state``: they
+            themselves, or, without gain, φ of them.
+        need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
+        need_leak: those of keep, gain and noise_scale.
+        window: no gradient is carried over the multiples of it in time; 0 for none.
+
+    Returns:
+        The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
+        it is not needed or has no tensor; and, [4, G, B, H], the cotangents of W h_0 and of keep ⊙
+        h_0, and the sums of both over the steps that began with a replaced state (with ``reset``).
+
+    Raises:
+        RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
+    """
+    return _leaky_layer_backward(  # type: ignore[no-any-return]
+        g,
+        g_rate,
+        g_last,
+        state,
+        rate,
+        x,
+        weight_ih,
+        weight_hh,
+        keep,
+        gain,
+        initial,
+        sent_initial,
+        noise,
+        batch_sizes,
+        reverse_groups,
+        nonlinearity,
+        need_x,
+        need_weight_ih,
+        need_weight_hh,
+        need_bias,
+        need_leak,
+        reset,
+        reset_state,
+        sent_reset_state,
+        window,
+    )
+
+
 def chunk_steps(B: int) -> int:
     """Steps that the CPU's layer takes at a time for B rows: a sum over time is cut there."""
     return torch.ops.fused_bptt.chunk_steps(B)  # type: ignore[no-any-return]
@@ -572,6 +725,80 @@ def _(
 ) -> tuple[Tensor | None, Tensor]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
     return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
+
+
+@torch.library.register_fake("fused_bptt::normal")  # type: ignore[untyped-decorator]
+def _(like: Tensor, groups: int, seed: int) -> Tensor:
+    return like.new_empty(like.shape)
+
+
+@torch.library.register_fake("fused_bptt::leaky_layer")  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    keep: Tensor,
+    gain: Tensor | None,
+    initial: Tensor,
+    noise: Tensor | None,
+    noise_scale: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_units = (keep, gain, noise, noise_scale)
+    _check_devices(x, weight_ih, weight_hh, bias, initial, *of_units, reset, reset_state)
+    shape = (*x.shape[:-1], weight_ih.size(0))
+    return x.new_empty(shape), x.new_empty(shape), initial.new_empty(initial.shape)
+
+
+@torch.library.register_fake("fused_bptt::leaky_layer_backward")  # type: ignore[untyped-decorator]
+def _(
+    g: Tensor | None,
+    g_rate: Tensor | None,
+    g_last: Tensor | None,
+    state: Tensor,
+    rate: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    keep: Tensor,
+    gain: Tensor | None,
+    initial: Tensor,
+    sent_initial: Tensor,
+    noise: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse_groups: int,
+    nonlinearity: int,
+    need_x: bool,
+    need_weight_ih: bool,
+    need_weight_hh: bool,
+    need_bias: bool,
+    need_leak: bool,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    sent_reset_state: Tensor | None = None,
+    window: int = 0,
+) -> tuple[Any, ...]:
+    _check_devices(g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, initial, noise)
+
+    def like(model: Tensor | None, need: bool) -> Tensor | None:
+        return x.new_empty(model.shape) if need and model is not None else None
+
+    return (
+        like(x, need_x),
+        like(weight_ih, need_weight_ih),
+        like(weight_hh, need_weight_hh),
+        x.new_empty(weight_ih.size(0)) if need_bias else None,
+        like(keep, need_leak),
+        like(gain, need_leak),
+        x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
+        initial.new_empty(4, *initial.shape),
+    )
 
 
 def _check_devices(*tensors: Tensor | None) -> None:

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._noise import StateNoise
 from .convert import same_state
-from .functional import rnn
+from .functional import _NONLINEARITIES, rnn
 
+#: Of ``nn.RNNBase``, which knows two; of the others it sees the first.
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 SequenceLike = Tensor | PackedSequence
@@ -36,7 +37,8 @@ class RNN(nn.RNNBase):
         input_size: I, number of input features.
         hidden_size: H, number of hidden units.
         num_layers: number of layers. Default 1.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``. Default ``"tanh"``.
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``; on the CPU, and not in ``nn.RNN``, also
+            ``"sigmoid"``, ``"softplus"`` or ``"identity"``. Default ``"tanh"``.
         bias: whether there are biases. Default True.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
         dropout: probability of zeroing an output of every layer but the last, in training mode.
@@ -68,14 +70,14 @@ class RNN(nn.RNNBase):
             args = args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in _MODES:
-            raise ValueError(
-                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
+        if self.nonlinearity not in _NONLINEARITIES:
+            names = ", ".join(f"'{name}'" for name in _NONLINEARITIES)
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from {names}.")
         recurrent_dropout = kwargs.pop("recurrent_dropout", 0.0)
         zoneout = kwargs.pop("zoneout", 0.0)
         StateNoise(recurrent_dropout, zoneout, False, None).check()
-        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
+        super().__init__(_MODES.get(self.nonlinearity, "RNN_TANH"), *args, **kwargs)
+        self.mode = f"RNN_{self.nonlinearity.upper()}"
         if recurrent_dropout:
             self.recurrent_dropout = recurrent_dropout
         if zoneout:
@@ -242,8 +244,10 @@ class RNN(nn.RNNBase):
         """A ``torch.nn.RNN`` with this module's own parameters and hooks, and its training mode.
 
         Raises:
-            ValueError: this module has recurrent dropout or zoneout, which ``nn.RNN`` has not.
+            ValueError: ``nn.RNN`` has not this nonlinearity, recurrent dropout or zoneout.
         """
+        if self.nonlinearity not in _MODES:
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{self.nonlinearity}'")
         if self.recurrent_dropout or self.zoneout:
             raise ValueError(
                 "to_torch: expected recurrent_dropout=0 and zoneout=0, which nn.RNN has not, "

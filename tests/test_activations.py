@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from primitives import Operators
 from test_tanh import every_exponent, flushed, ulps_off, where_it_bends
-from tolerance import ACTIVATION_ULPS, assert_close
+from tolerance import ACTIVATION_ULPS, assert_close, assert_exact
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fused_bptt
 from fused_bptt import _algebra, _ops
+from fused_bptt.inspection.monitor import GradientMonitor
+from fused_bptt.inspection.trace import trace
 
 PHIS = {"sigmoid": _ops.SIGMOID, "softplus": _ops.SOFTPLUS, "identity": _ops.IDENTITY}
 each_phi = pytest.mark.parametrize("name", PHIS)
@@ -99,3 +102,40 @@ def test_gradients(name: str) -> None:
     )
     assert gradcheck(function, point, check_forward_ad=True)
     assert gradgradcheck(function, point)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@each_phi
+def test_module(name: str, options: dict[str, Any]) -> None:
+    """It is the stateless call with the module's weights, which are those of nn.RNN's seed."""
+    torch.manual_seed(0)
+    rnn = fused_bptt.RNN(2, 3, nonlinearity=name, dtype=torch.float64, **options)
+    torch.manual_seed(0)
+    other = torch.nn.RNN(2, 3, dtype=torch.float64, **options)
+    assert_exact(rnn.state_dict(), dict(other.state_dict()))
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    output, h_n = rnn(x)
+    weights = list(rnn.parameters())
+    expected, last = fused_bptt.rnn(x, None, weights, nonlinearity=name, **options)
+    assert_exact({"output": output, "h_n": h_n}, {"output": expected, "h_n": last})
+    copied = copy.deepcopy(rnn)
+    assert copied.nonlinearity == name
+    assert_exact({"": copied(x)[0]}, {"": output})
+
+
+def test_what_other_nonlinearities_do_not_have() -> None:
+    names = "'tanh', 'relu', 'sigmoid', 'softplus', 'identity'"
+    for wrong in ("gelu", None):
+        message = rf"^Unknown nonlinearity '{wrong}'\. Select from {names}"
+        with pytest.raises(ValueError, match=message):
+            fused_bptt.RNN(2, 3, nonlinearity=wrong)
+        with pytest.raises(ValueError, match="Unknown nonlinearity"):
+            fused_bptt.RNN(2, 3, 1, wrong)
+    rnn = fused_bptt.RNN(2, 3, nonlinearity="sigmoid")
+    refused = r"^nonlinearity: expected 'tanh' or 'relu', got 'sigmoid'"
+    with pytest.raises(ValueError, match=refused):
+        rnn.to_torch()
+    with pytest.raises(ValueError, match=refused):
+        GradientMonitor(rnn)
+    with pytest.raises(ValueError, match=refused):
+        trace(rnn, torch.zeros(3, 1, 2))

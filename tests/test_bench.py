@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -374,3 +375,14 @@ def test_revisions_are_those_of_a_clone(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(revisions.RevisionError, match="does not build"):
         revisions.build(tmp_path, commit)
     assert list((tmp_path / "cache" / "fused-bptt" / "revisions").iterdir()) == []
+
+
+def test_the_committed_baseline_has_every_case_of_pytest_benchmarks() -> None:
+    baseline = json.loads(
+        (ROOT / "benchmarks/results/pytest-amd-epyc-2-cores.json").read_text(encoding="utf-8")
+    )
+    command = [sys.executable, "-m", "pytest", "benchmarks/", "--collect-only", "--threads", "1"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"::(\S+)", listed)
+    assert sorted(one["name"] for one in baseline["benchmarks"]) == sorted(names)
+    assert len(names) > 40

@@ -26,6 +26,7 @@ from fused_bptt import _ops
 from fused_bptt import _reference as reference
 
 GIVEN, TANH, RELU = _ops.GIVEN, _ops.TANH, _ops.RELU
+SIGMOID, SOFTPLUS, IDENTITY = _ops.SIGMOID, _ops.SOFTPLUS, _ops.IDENTITY
 REQUIRE = "FUSED_BPTT_REQUIRE_CUDA"
 
 
@@ -105,6 +106,24 @@ def test_primitives(problem: Problem, primitive: str) -> None:
     assert_equals_reference(problem, PRIMITIVES[primitive])
 
 
+@pytest.mark.parametrize("phi", [SIGMOID, SOFTPLUS, IDENTITY])
+def test_nonlinearities(phi: int) -> None:
+    """As on the CPU, where they are measured."""
+    for p in problems((torch.float64,)):
+        for solve in (
+            lambda p: p.recurrence(Operators, phi),
+            lambda p: p.linear_recurrence(Operators, phi, False),
+            lambda p: p.linear_recurrence(Operators, phi, True),
+        ):
+            assert_close(to_cpu(solve(on_gpu(p))), solve(p))
+    z = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 0, -1e-20, 89])
+    for dtype in (torch.float64, torch.float32):
+        one = Problem(1, 1, 1, len(z), dtype=dtype)
+        one.v, one.s0 = z.to(dtype).view(1, 1, 1, -1), torch.zeros_like(one.s0)
+        found, expected = (to_cpu(q.recurrence(Operators, phi))["h"] for q in (on_gpu(one), one))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
 PLANS = [
     ",".join(p)
     for p in itertools.product(("cta", "cluster", "grid"), ("registers", "shared", "global"))
@@ -143,6 +162,99 @@ def test_every_plan(size: Any, dtype: torch.dtype, plan: str, monkeypatch: Any) 
             assert_equals_reference(p, PRIMITIVES[name])
     except RuntimeError as error:
         skip_where_refused(error, plan)
+
+
+# Whatever cuts a walk: a mask for all groups or each its own, another state than zero, a window.
+CUTS = {
+    "reset": {"reset": True},
+    "reset-of-each-group": {"reset": True, "each_group": True},
+    "replaced": {"reset": True, "replaced": True},
+    "window": {"window": 3},
+    "all": {"reset": True, "each_group": True, "replaced": True, "window": 2},
+}
+
+
+def cuts_of(
+    p: Problem, reset: bool = False, each_group: bool = False, replaced: bool = False, window: int = 0
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """reset, reset_state and window for the problem, on its device."""
+    generator = torch.Generator().manual_seed(1)
+    shape = p.v.shape[: p.v.dim() - (1 if each_group else 2)]
+    mask = (torch.rand(shape, generator=generator) < 0.3).to(p.v.device) if reset else None
+    state = torch.rand(p.G, p.B, p.H, generator=generator, dtype=torch.float64) - 0.5
+    return mask, state.to(p.v) if replaced else None, window
+
+
+def cut_walks(p: Problem, options: dict[str, Any]) -> Named:
+    """The recurrence, the tangent's walk and the adjoint's, cut."""
+    mask, state, window = cuts_of(p, **options)
+    walk = (p.batch_sizes, p.reverse_groups)
+    h, last = Operators.recurrence(p.v, p.weight, p.s0, *walk, TANH, mask, state)
+    found: Named = {"h": h, "h last": last}
+    for name, s0 in (("s", p.s0), ("s from zero", None)):
+        s, last = _ops.linear_recurrence(
+            p.factor, p.v, p.weight, s0, *walk, TANH, False, mask, state, window
+        )
+        found |= {name: s, f"{name} last": last}
+    q, last = _ops.linear_recurrence(
+        p.factor, p.v, p.weight, p.s0, *walk, TANH, True, mask, None, window
+    )
+    return found | {"q": q, "q last": last}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("options", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("size", OF_EVERY_PLAN, ids=str)
+def test_cuts(size: Any, options: dict[str, Any], plan: str, monkeypatch: Any) -> None:
+    """Walks that begin anew, in every exchange with every residence of W, as on the CPU."""
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+    p = Problem(*size, torch.float64)
+    try:
+        found = to_cpu(cut_walks(on_gpu(p), options))
+    except RuntimeError as error:
+        skip_where_refused(error, plan)
+    assert_close(found, cut_walks(p, options))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+def test_a_cut_is_a_walk_of_its_own(dtype: torch.dtype, plan: str, monkeypatch: Any) -> None:
+    """What comes after a boundary that all rows begin anew at has the bits of a call from there."""
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+    p, k = on_gpu(Problem(9, 5, 2, 150, 0, None, dtype)), 4
+    reset = torch.zeros(9, 5, dtype=torch.bool, device="cuda")
+    reset[k] = True
+    state = p.s0.flip(1).contiguous()
+    zero = torch.zeros_like(p.s0)
+    try:
+        for replacement, begin in ((state, state), (None, zero)):
+            walk = (p.weight, p.s0, None, 0, SIGMOID)
+            h, _ = Operators.recurrence(p.v, *walk, reset=reset, reset_state=replacement)
+            alone, _ = Operators.recurrence(p.v[k:], p.weight, begin, *walk[2:])
+            assert_exact({"h": h[k:]}, {"h": alone})
+        rest = (None, 0, GIVEN, False)
+        s, _ = _ops.linear_recurrence(p.factor, p.v, p.weight, p.s0, *rest, window=k)
+        alone, _ = _ops.linear_recurrence(p.factor[k:8], p.v[k:8], p.weight, zero, *rest)
+        assert_exact({"s": s[k:8]}, {"s": alone})
+    except RuntimeError as error:
+        skip_where_refused(error, plan)
+
+
+def test_cuts_of_the_module() -> None:
+    """Gradients with reset, reset_state and bptt_window are those of the CPU."""
+    torch.manual_seed(0)
+    module = fused_bptt.RNN(5, 33, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x, reset = torch.randn(9, 4, 5, dtype=torch.float64), torch.rand(9, 4) < 0.3
+    state = torch.randn(4, 4, 33, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        module.to(device)
+        output, _ = module(
+            x.to(device), reset=reset.to(device), reset_state=state.to(device), bptt_window=4
+        )
+        gradients = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+        results.append(to_cpu(numbered([output, *gradients])))
+    assert_close(results[1], results[0])
 
 
 @pytest.mark.parametrize("products", [_ops.TF32, _ops.TF32X3], ids=["tf32", "tf32x3"])
@@ -513,11 +625,5 @@ def test_an_unknown_plan(monkeypatch: Any) -> None:
 
 def test_what_is_not_built_yet_is_refused_in_words() -> None:
     x = torch.randn(3, 2, 4, device="cuda")
-    reset = torch.zeros(3, 2, dtype=torch.bool, device="cuda")
-    weights = list(fused_bptt.RNN(4, 5, device="cuda").parameters())
-    with pytest.raises(RuntimeError, match="reset, bptt_window: expected none on CUDA"):
-        fused_bptt.RNN(4, 5, device="cuda")(x, reset=reset)
-    with pytest.raises(RuntimeError, match="nonlinearity, derivative: expected tanh or relu"):
-        fused_bptt.rnn(x, None, weights, nonlinearity="sigmoid")
     with pytest.raises(RuntimeError, match="expected on the CPU: a leak is not built on CUDA"):
         fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)

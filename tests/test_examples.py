@@ -66,6 +66,15 @@ def test_memory_resets(tmp_path):
     assert (tmp_path / "learning.png").stat().st_size > 10_000
 
 
+def test_perceptual_decision(tmp_path):
+    arguments = ("--updates", "150", "--trials", "50", "--out", str(tmp_path))
+    out = run("perceptual_decision.py", *arguments)
+    assert number(r"right answers: first [\d.]+, last ([\d.]+)", out) > 0.65
+    assert 0 < number(r"75 % right at ([\d.]+) % coherence", out) < 60
+    assert "100%" in out  # the bar
+    assert (tmp_path / "decision.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_processes(strategy):
     """Losses and weights are those of one process; gradients accumulate without synchronisation."""

@@ -152,6 +152,7 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   }
   if (!layer.backward) {
     ask_for_large_pages(p.out.data, layer.rows * p.G * p.H * bytes);
+    if (p.rate.data) ask_for_large_pages(p.rate.data, layer.rows * p.G * p.H * bytes);
   } else if (layer.weight_hh_bar) {
     ask_for_large_pages(layer.weight_hh_bar, p.G * p.H * p.H * bytes);
   }
@@ -163,7 +164,8 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
     p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
   }
   const int64_t weights = layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
-  const int64_t q = layer.backward ? 2 * steps * p.B * q_row : 0;
+  const int64_t kept = wants_total(layer) ? 2 : 1;  // q, and y
+  const int64_t q = layer.backward ? 2 * kept * steps * p.B * q_row : 0;
   const int64_t elements =
       p.G * (weights + columns + q) + columns + threads * kSumBlock * kSumVectors * lanes;
   start(kernels, p, &layer, elements * bytes, threads, parallel_for);

@@ -29,6 +29,8 @@ struct Kernels {
   void (*walk)(const Problem&, const Schedule&, const Workspace&, int32_t rank, int32_t size);
   // The same for a layer; float32 and float64.
   void (*layer)(const Layer&, const LayerSchedule&, const Workspace&, int32_t rank, int32_t size);
+  // Rows [begin, end).
+  void (*normal)(const Normal&, int64_t begin, int64_t end);
 };
 
 inline const Machine& machine_of(const Kernels& kernels, Type type) {

@@ -32,12 +32,14 @@ constexpr int kVectorBytes = 32;
 #include "simd-inl.h"
 #include "tanh-inl.h"
 #include "exponential-inl.h"
+#include "normal-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_avx2 = {"avx2", machine<float>(), machine<double>(), &walk, &layer};
+extern const Kernels kernels_avx2 = {"avx2", machine<float>(), machine<double>(),
+                                     &walk,  &layer,           &normal};
 
 }  // namespace fused_bptt

@@ -23,13 +23,14 @@ constexpr int kVectorBytes = 16;
 #include "simd-inl.h"
 #include "tanh-inl.h"
 #include "exponential-inl.h"
+#include "normal-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(), &walk,
-                                         &layer};
+extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(),
+                                         &walk,      &layer,           &normal};
 
 }  // namespace fused_bptt

@@ -25,12 +25,14 @@ constexpr int kVectorBytes = 16;
 #include "simd-inl.h"
 #include "tanh-inl.h"
 #include "exponential-inl.h"
+#include "normal-inl.h"
 #include "products-inl.h"
 #include "walk-inl.h"
 #include "layer-inl.h"
 
 }  // namespace
 
-extern const Kernels kernels_neon = {"neon", machine<float>(), machine<double>(), &walk, &layer};
+extern const Kernels kernels_neon = {"neon", machine<float>(), machine<double>(),
+                                     &walk,  &layer,           &normal};
 
 }  // namespace fused_bptt

@@ -15,7 +15,7 @@ inline Rows rows_of_chunk(const Problem& p, int64_t g, int64_t i, int64_t count,
   return {first_row(p, from), first_row(p, from + end - i)};
 }
 
-template <class C>
+template <class C, bool leaky>
 class LayerShare {
  public:
   LayerShare(const Layer& layer, const LayerSchedule& schedule, const Workspace& space,
@@ -28,6 +28,8 @@ class LayerShare {
     at += p_.G * padded(p_.H);
     q_ = at;
     if (layer.backward) at += 2 * p_.G * p_.out.group;
+    total_ = wants_total(layer) ? at : nullptr;
+    if (total_) at += 2 * p_.G * p_.out.group;
     zeros_ = at;
     at += padded(p_.H);
     panel_ = at + rank * kSumBlock * kSumVectors * L;
@@ -37,12 +39,14 @@ class LayerShare {
     pack_share<C, C>(p_, s_.walk, space_, rank_);
     pack_input_weights();
     pack_bias();
-    std::vector<Walk<C, C>> walks = walks_of<C, C>(p_, s_.walk, space_, rank_);
+    std::vector<Walk<C, C, leaky>> walks = walks_of<C, C, leaky>(p_, s_.walk, space_, rank_);
     space_.everyone->wait(size_);
     for (int64_t i = 0; i == 0 || i < p_.T; i += s_.steps) {
       for (int64_t g = 0; g < p_.G; ++g) project(g, i);
       space_.everyone->wait(size_);
-      for (Walk<C, C>& walk : walks) walk.advance(s_.steps, p_.out.data, 0, team(), columns());
+      for (Walk<C, C, leaky>& walk : walks) {
+        walk.advance(s_.steps, p_.out.data, nullptr, 0, team(), columns());
+      }
     }
   }
 
@@ -55,17 +59,24 @@ class LayerShare {
       std::fill(x_bar + sums.begin, x_bar + sums.end, C{0});
     }
     if (rank_ == 0 && p_.cuts.mask) std::fill(zeros_, zeros_ + p_.H, C{0});
-    std::vector<Walk<C, C>> walks = walks_of<C, C>(p_, s_.walk, space_, rank_);
+    std::vector<Walk<C, C, leaky>> walks = walks_of<C, C, leaky>(p_, s_.walk, space_, rank_);
     space_.everyone->wait(size_);
     for (int64_t i = 0; i == 0 || i < p_.T; i += s_.steps) {
-      C* q = q_ + (i / s_.steps & 1) * p_.G * p_.out.group;  // the other one may still be read
-      for (Walk<C, C>& walk : walks) {
+      // The other one may still be read.
+      const int64_t turn = (i / s_.steps & 1) * p_.G * p_.out.group;
+      C* q = q_ + turn;
+      C* total = total_ ? total_ + turn : nullptr;
+      for (Walk<C, C, leaky>& walk : walks) {
         int64_t time;
         const Rows rows = rows_of_chunk(p_, walk.group(), i, s_.steps, &time);
-        walk.advance(s_.steps, q, rows.begin, team(), columns());
+        walk.advance(s_.steps, q, total, rows.begin, team(), columns());
       }
       space_.everyone->wait(size_);
-      for (int64_t g = 0; g < p_.G; ++g) gradients(g, i, q + g * p_.out.group);
+      for (int64_t g = 0; g < p_.G; ++g) {
+        gradients(g, i, q + g * p_.out.group);
+        if (leaky)
+          leak_gradients(g, i, q + g * p_.out.group, (total ? total : q) + g * p_.out.group);
+      }
     }
   }
 
@@ -115,8 +126,8 @@ class LayerShare {
       const int64_t column = panel.vector * L;
       const int n = static_cast<int>(std::min(L, p_.H - column));
       const int64_t at = g * p_.H + column;
-      store_aligned(bias_ + g * padded(p_.H) + column,
-                    load<C, C>(ih + at, n) + load<C, C>(hh + at, n));
+      const Vec<C> other = hh ? load<C, C>(hh + at, n) : Vec<C>{};
+      store_aligned(bias_ + g * padded(p_.H) + column, load<C, C>(ih + at, n) + other);
     });
   }
 
@@ -124,8 +135,23 @@ class LayerShare {
   void project(int64_t g, int64_t i) const {
     int64_t time;
     const Rows rows = rows_of_chunk(p_, g, i, s_.steps, &time);
-    const Result<C> u{static_cast<C*>(p_.out.data) + g * p_.out.group, p_.out.row,
-                      layer_.bias_ih ? bias_ + g * padded(p_.H) : nullptr, false};
+    Result<C> u{static_cast<C*>(p_.out.data) + g * p_.out.group, p_.out.row,
+                layer_.bias_ih ? bias_ + g * padded(p_.H) : nullptr, false};
+    if (leaky && layer_.noise.data) {
+      u.noise = static_cast<const C*>(layer_.noise.data) + g * layer_.noise.group;
+      u.noise_row = layer_.noise.row;
+      const C* scale = static_cast<const C*>(layer_.noise_scale);
+      u.noise_scale = scale ? scale + g * p_.H : nullptr;
+    }
+    if (leaky && layer_.draws) {
+      const Rows own = share_of(rows);
+      const C* scale = static_cast<const C*>(layer_.noise_scale);
+      for (int64_t r = own.begin; r < own.end; ++r) {
+        normal_row<C>(layer_.seed, r, g, p_.H, scale ? scale + g * p_.H : nullptr,
+                      u.data + r * u.row);
+      }
+      u.accumulate = true;
+    }
     multiply_rows(static_cast<const C*>(layer_.x), layer_.I, 0, rows, layer_.I, g, p_.H, u);
   }
 
@@ -155,24 +181,8 @@ class LayerShare {
     }
     const bool accumulate = layer_.accumulate || i > 0;
     if (layer_.weight_hh_bar) {
-      const C* h = static_cast<const C*>(p_.factor.data) + g * p_.factor.group;
-      const C* h0 = static_cast<const C*>(layer_.initial.data) + g * layer_.initial.group;
-      const C* reset = static_cast<const C*>(layer_.replacement.data);
-      if (reset) reset += g * layer_.replacement.group;
-      const bool backwards = !walks_backwards(p_, g);  // of the recurrence; p_ is its adjoint
       const auto previous = [&](int64_t r, int64_t count, const C** states) {
-        int64_t t = time;
-        for (int64_t k = 0; k < count; ++k, ++r) {
-          while (t + 1 < p_.T && r >= first_row(p_, t + 1)) ++t;
-          const int64_t b = r - first_row(p_, t);
-          const int64_t from = backwards ? t + 1 : t - 1;
-          const bool inside = from >= 0 && from < p_.T && b < rows_at(p_, from);
-          states[k] =
-              inside ? h + (first_row(p_, from) + b) * p_.factor.row : h0 + b * layer_.initial.row;
-          if (p_.cuts.mask && (inside || !backwards) && cut_at(p_, g, backwards ? from : t, b)) {
-            states[k] = reset ? reset + b * layer_.replacement.row : zeros_;
-          }
-        }
+        find_previous(layer_.sent, g, time, r, count, states);
       };
       sum_of_products(q, rows, p_.H, s_.hidden_gradient, accumulate,
                       static_cast<C*>(layer_.weight_hh_bar) + g * p_.H * p_.H, previous);
@@ -189,6 +199,49 @@ class LayerShare {
       sum_of_rows(q, rows.end - rows.begin, accumulate,
                   static_cast<C*>(layer_.bias_bar) + g * p_.H);
     }
+  }
+
+  // Where the states lie that the steps of `count` rows from r on began with; `time` is a step at
+  // or before that of r.
+  void find_previous(const Carried& carried, int64_t g, int64_t time, int64_t r, int64_t count,
+                     const C** states) const {
+    const Sequence& s = carried.sequence;
+    const C* h = static_cast<const C*>(s.data) + g * s.group;
+    const C* h0 = static_cast<const C*>(carried.initial.data) + g * carried.initial.group;
+    const C* reset = static_cast<const C*>(carried.replacement.data);
+    if (reset) reset += g * carried.replacement.group;
+    const bool backwards = !walks_backwards(p_, g);  // of the recurrence; p_ is its adjoint
+    int64_t t = time;
+    for (int64_t k = 0; k < count; ++k, ++r) {
+      while (t + 1 < p_.T && r >= first_row(p_, t + 1)) ++t;
+      const int64_t b = r - first_row(p_, t);
+      const int64_t from = backwards ? t + 1 : t - 1;
+      const bool inside = from >= 0 && from < p_.T && b < rows_at(p_, from);
+      states[k] = inside ? h + (first_row(p_, from) + b) * s.row : h0 + b * carried.initial.row;
+      if (p_.cuts.mask && (inside || !backwards) && cut_at(p_, g, backwards ? from : t, b)) {
+        states[k] = reset ? reset + b * carried.replacement.row : zeros_;
+      }
+    }
+  }
+
+  // This thread's share of what chunk i adds to the gradients of k, a and s; y is `total`.
+  void leak_gradients(int64_t g, int64_t i, const C* q, const C* total) const {
+    int64_t time;
+    const Rows rows = rows_of_chunk(p_, g, i, s_.steps, &time);
+    const auto sum = [&](void* bar, const C* y, const auto& find) {
+      if (bar) sum_of_rows(y, rows, i > 0, static_cast<C*>(bar) + g * p_.H, find);
+    };
+    const auto in = [&](const Sequence& s) {
+      return [&, from = static_cast<const C*>(s.data) + g * s.group](int64_t r, int64_t count,
+                                                                     const C** found) {
+        for (int64_t k = 0; k < count; ++k) found[k] = from + (r + k) * s.row;
+      };
+    };
+    sum(layer_.keep_bar, total, [&](int64_t r, int64_t count, const C** found) {
+      find_previous(layer_.state, g, time, r, count, found);
+    });
+    sum(layer_.gain_bar, total, in(p_.factor));
+    sum(layer_.noise_scale_bar, q, in(layer_.noise));
   }
 
   // c (+)= sum over the rows r of q_r y_r^T. `find(r, count, y)` says where the rows y_r, of
@@ -252,6 +305,33 @@ class LayerShare {
     }
   }
 
+  // c (+)= sum over the rows r of q_r * y_r, this thread's vectors of it; `find` as above.
+  template <class F>
+  void sum_of_rows(const C* q, Rows rows, bool accumulate, C* c, const F& find) const {
+    const int64_t vectors = padded(p_.H) / L;
+    const int64_t begin = part_begin(vectors, size_, rank_);
+    const int64_t end = part_begin(vectors, size_, rank_ + 1);
+    int64_t r = rows.begin;
+    do {
+      const int64_t K = std::min(kSumChain, rows.end - r);
+      const C* y[kSumChain];
+      find(r, K, y);
+      const C* a = q + (r - rows.begin) * p_.out.row;
+      for (int64_t v = begin; v < end; ++v) {
+        const int n = static_cast<int>(std::min(L, p_.H - v * L));
+        Vec<C> sum[4] = {};
+        for (int64_t k = 0; k < K; ++k) {
+          sum[k & 3] = fma(load<C, C>(a + k * p_.out.row + v * L, n), load<C, C>(y[k] + v * L, n),
+                           sum[k & 3]);
+        }
+        Vec<C> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        if (accumulate || r > rows.begin) total += load<C, C>(c + v * L, n);
+        store<C, C>(c + v * L, n, total);
+      }
+      r += K;
+    } while (r < rows.end);
+  }
+
   // c (+)= sum of the rows of q, this thread's vectors of it.
   void sum_of_rows(const C* q, int64_t count, bool accumulate, C* c) const {
     const int64_t vectors = padded(p_.H) / L;
@@ -280,24 +360,25 @@ class LayerShare {
   C* input_weights_;
   C* bias_;
   C* q_;      // of two chunks, with the strides of walk.out
+  C* total_;  // y of two chunks, where it is wanted beside q
   C* zeros_;  // a state
   C* panel_;
 };
 
-template <class C>
+template <class C, bool leaky>
 void layer_typed(const Layer& layer, const LayerSchedule& schedule, const Workspace& space,
                  int32_t rank, int32_t size) {
-  LayerShare<C> share(layer, schedule, space, rank, size);
+  LayerShare<C, leaky> share(layer, schedule, space, rank, size);
   if (layer.backward) return share.backward();
   share.forward();
 }
 
 void layer(const Layer& layer, const LayerSchedule& schedule, const Workspace& space, int32_t rank,
            int32_t size) {
-  if (layer.walk.type == Type::float64) {
-    return layer_typed<double>(layer, schedule, space, rank, size);
-  }
-  layer_typed<float>(layer, schedule, space, rank, size);
+  const bool leaky = has_leak(layer.walk), wide = layer.walk.type == Type::float64;
+  const auto typed = leaky ? (wide ? &layer_typed<double, true> : &layer_typed<float, true>)
+                           : (wide ? &layer_typed<double, false> : &layer_typed<float, false>);
+  typed(layer, schedule, space, rank, size);
 }
 
 template <class C>

@@ -171,12 +171,16 @@ void pack_panel(const Source<S>& w, int64_t K, int64_t valid, int vectors, C* pa
 // ------------------------------------------------------------------------------ whole products
 
 // Rows of results c[i, :], which begin as a copy of `bias` (null: zero) or keep what they hold.
+// Noise, where there is some, is added times its scale.
 template <class C>
 struct Result {
   C* data;
   int64_t row;
   const C* bias;  // as many as there are columns, padded to whole vectors
   bool accumulate;
+  const C* noise = nullptr;
+  int64_t noise_row = 0;
+  const C* noise_scale = nullptr;  // null: 1
 };
 
 // Rows x columns of a tile just made, to where they belong.
@@ -191,6 +195,11 @@ void put(const C* z, int rows, int width, int64_t columns, int64_t column, const
       Vec<C> x = load_aligned(z + (i * width + j) * L);
       if (c.bias) x += load_aligned(c.bias + column + j * L);
       if (c.accumulate) x += load<C, C>(to + j * L, n);
+      if (c.noise) {
+        const int64_t at = column + j * L;
+        const Vec<C> noise = load<C, C>(c.noise + (first_row + i) * c.noise_row + at, n);
+        x += c.noise_scale ? load<C, C>(c.noise_scale + at, n) * noise : noise;
+      }
       store<C, C>(to + j * L, n, x);
     }
   }

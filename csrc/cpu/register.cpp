@@ -87,6 +87,54 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
           bridged.bias_bar};
 }
 
+Tensor normal(const Tensor& like, int64_t groups, int64_t seed) {
+  Tensor out = empty(Shape(like), like);
+  const Normal problem = bridge_normal(out, groups, seed);
+  torch_threads(
+      problem.rows,
+      [](int64_t begin, int64_t end, void* p) {
+        active_kernels().normal(*static_cast<const Normal*>(p), begin, end);
+      },
+      const_cast<Normal*>(&problem));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> leaky_layer(
+    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias, const Tensor& keep, const std::optional<Tensor>& gain,
+    const Tensor& initial, const std::optional<Tensor>& noise,
+    const std::optional<Tensor>& noise_scale, const std::optional<Tensor>& batch_sizes,
+    int64_t reverse_groups, int64_t nonlinearity, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state, std::optional<int64_t> seed) {
+  const BridgedLayer bridged = bridge_leaky_layer_forward(
+      x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, batch_sizes,
+      reverse_groups, nonlinearity, reset, reset_state, seed);
+  solve(bridged.layer);
+  return {*bridged.out, *bridged.rate, *bridged.last};
+}
+
+std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
+           std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
+           std::optional<Tensor>, Tensor>
+leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_rate,
+                     const std::optional<Tensor>& g_last, const Tensor& state, const Tensor& rate,
+                     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+                     const Tensor& keep, const std::optional<Tensor>& gain, const Tensor& initial,
+                     const Tensor& sent_initial, const std::optional<Tensor>& noise,
+                     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                     int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
+                     bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
+                     const std::optional<Tensor>& reset_state,
+                     const std::optional<Tensor>& sent_reset_state, int64_t window) {
+  const BridgedLayer bridged = bridge_leaky_layer_backward(
+      g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, gain, initial, sent_initial,
+      noise, batch_sizes, reverse_groups, nonlinearity, need_x, need_weight_ih, need_weight_hh,
+      need_bias, need_leak, reset, reset_state, sent_reset_state, window);
+  solve(bridged.layer);
+  return {bridged.x_bar,    bridged.weight_ih_bar, bridged.weight_hh_bar,   bridged.bias_bar,
+          bridged.keep_bar, bridged.gain_bar,      bridged.noise_scale_bar, *bridged.ends};
+}
+
 std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
@@ -109,6 +157,9 @@ STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("linear_recurrence", TORCH_BOX(&fused_bptt::linear_recurrence));
   m.impl("leaky_recurrence", TORCH_BOX(&fused_bptt::leaky_recurrence));
   m.impl("leaky_linear", TORCH_BOX(&fused_bptt::leaky_linear));
+  m.impl("normal", TORCH_BOX(&fused_bptt::normal));
+  m.impl("leaky_layer", TORCH_BOX(&fused_bptt::leaky_layer));
+  m.impl("leaky_layer_backward", TORCH_BOX(&fused_bptt::leaky_layer_backward));
   m.impl("layer", TORCH_BOX(&fused_bptt::layer));
   m.impl("layer_backward", TORCH_BOX(&fused_bptt::layer_backward));
   m.impl("layer_backward_", TORCH_BOX(&fused_bptt::layer_backward_));

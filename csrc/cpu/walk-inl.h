@@ -115,8 +115,10 @@ Epilogue<S, C> epilogue_of(const Problem& p) {
 template <class S, class C>
 struct LeakyTile : Tile<S, C> {
   const S* keep;
+  const S* gain;
   S* rate;
-  int64_t keep_row, rate_row;
+  S* total;  // BPTT: where y goes, with out's stride; null: nowhere
+  int64_t keep_row, gain_row, rate_row;
   C* memory;  // with the carry's stride
 };
 
@@ -130,12 +132,22 @@ void leaky_epilogue(const LeakyTile<S, C>& tile) {
       const int n = std::min(L, tile.columns - j);
       const auto read = [&](const S* p, int64_t row) { return load<S, C>(p + i * row + j, n); };
       const Vec<C> sum = load_aligned(carry + j), past = load_aligned(memory + j);
-      const Vec<C> drive = read(tile.drive, tile.drive_row);
+      const Vec<C> drive = tile.drive ? read(tile.drive, tile.drive_row) : Vec<C>{};
       const Vec<C> keep = read(tile.keep, tile.keep_row);
       Vec<C> x, rate, operand;
-      if constexpr (primitive == Primitive::leaky_rate) {
+      if constexpr (adjoint && phi != Phi::given) {
+        const Vec<C> r = read(tile.factor, tile.factor_row);
+        const Vec<C> c = tile.rate ? read(tile.rate, tile.rate_row) : Vec<C>{};
+        if constexpr (primitive == Primitive::leaky_rate) {
+          x = past + drive + sum;
+          operand = times_slope<C, phi>(r, fma(read(tile.gain, tile.gain_row), x, c));
+        } else {
+          operand = x = past + drive + times_slope<C, phi>(r, sum + c);
+        }
+        if (tile.total) store<S, C>(tile.total + i * tile.out_row + j, n, x);
+      } else if constexpr (primitive == Primitive::leaky_rate) {
         rate = activate<C, phi>(drive + sum);
-        x = fma(keep, past, read(tile.factor, tile.factor_row) * rate);
+        x = fma(keep, past, read(tile.gain, tile.gain_row) * rate);
         operand = x;
       } else if constexpr (primitive == Primitive::leaky_voltage) {
         x = fma(keep, past, drive + sum);
@@ -148,8 +160,11 @@ void leaky_epilogue(const LeakyTile<S, C>& tile) {
         x = (adjoint ? past + drive : fma(keep, past, drive)) + (before ? d * sum : sum);
         operand = before ? x : d * x;
       }
-      store<S, C>(tile.out + i * tile.out_row + j, n, x);
-      if constexpr (phi != Phi::given) store<S, C>(tile.rate + i * tile.rate_row + j, n, rate);
+      constexpr bool bptt = adjoint && phi != Phi::given;
+      store<S, C>(tile.out + i * tile.out_row + j, n, bptt ? operand : x);
+      if constexpr (phi != Phi::given && !adjoint) {
+        store<S, C>(tile.rate + i * tile.rate_row + j, n, rate);
+      }
       store_aligned(carry + j, operand);
       store_aligned(memory + j, adjoint ? keep * x : x);
     }
@@ -170,10 +185,14 @@ LeakyEpilogue<S, C> leaky_epilogue_of(const Problem& p) {
     return p.adjoint ? &leaky_epilogue<S, C, inner, true, Phi::given>
                      : &leaky_epilogue<S, C, inner, false, Phi::given>;
   }
-  return with_phi(p.phi, [&](auto phi) -> LeakyEpilogue<S, C> {
-    return p.primitive == leaky_rate
-               ? &leaky_epilogue<S, C, leaky_rate, false, decltype(phi)::value>
-               : &leaky_epilogue<S, C, leaky_voltage, false, decltype(phi)::value>;
+  return with_phi(p.phi, [&](auto code) -> LeakyEpilogue<S, C> {
+    constexpr Phi phi = decltype(code)::value;
+    if (p.primitive == leaky_rate) {
+      return p.adjoint ? &leaky_epilogue<S, C, leaky_rate, true, phi>
+                       : &leaky_epilogue<S, C, leaky_rate, false, phi>;
+    }
+    return p.adjoint ? &leaky_epilogue<S, C, leaky_voltage, true, phi>
+                     : &leaky_epilogue<S, C, leaky_voltage, false, phi>;
   });
 }
 
@@ -207,15 +226,21 @@ class Walk {
   }
 
   // The next `count` steps, and after the last step what ends the walk. Row r of the sequence is
-  // written to row r - first_row of `out`. `barrier` is met by the `size` threads that share the
-  // rows.
-  void advance(int64_t count, void* out, int64_t first_row, Barrier& barrier, int32_t size) {
+  // written to row r - first_row of `out`, and of `total` what BPTT with a leak has beside it.
+  // `barrier` is met by the `size` threads that share the rows.
+  void advance(int64_t count, void* out, void* total, int64_t first_row, Barrier& barrier,
+               int32_t size) {
+    if (next_ == 0 && p_.replaced.data) {
+      clear(p_.replaced);
+      clear(p_.replaced_product);
+    }
     if (p_.T == 0) {
-      if (leaky) return;
       begin(buffer(0), 0, p_.B);
-      return store_last(buffer(0), 0, p_.B);
+      if (leaky) return finish_leaky(0, 0, p_.B);
+      return store_state(p_.last, buffer(0), 0, p_.B);
     }
     out_ = static_cast<S*>(out) - first_row * p_.out.row;
+    total_ = total ? static_cast<S*>(total) - first_row * p_.out.row : nullptr;
     if (next_ == 0 && carries_initial()) {
       begin(buffer(0), 0, rows_of_step(0));
       if (!backwards()) cut(buffer(0), 0);
@@ -264,7 +289,9 @@ class Walk {
       Vec<C> x = data ? load<S, C>(data + at, n) : Vec<C>{};
       if constexpr (leaky) {
         store_aligned(memory() + b * stride_ + column, x);
-        if (p_.primitive == Primitive::leaky_voltage) {
+        if (p_.adjoint) {
+          x = Vec<C>{};
+        } else if (p_.primitive == Primitive::leaky_voltage) {
           x = with_phi(p_.phi, [&](auto phi) { return activate<C, decltype(phi)::value>(x); });
         }
       }
@@ -279,6 +306,10 @@ class Walk {
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     for (int64_t b = slice_.row_begin; b < end; ++b) {
       const bool replaced = cut_at(p_, slice_.group, t, b);
+      if (leaky && replaced && p_.replaced.data) {
+        add_row(p_.replaced, memory(), b);
+        add_row(p_.replaced_product, carry, b);
+      }
       if (replaced || all) fill(carry, b, b + 1, replaced ? p_.cuts.replacement : State{});
     }
   }
@@ -294,11 +325,25 @@ class Walk {
     }
   }
 
-  void store_last(const C* carry, int64_t from, int64_t to) const {
-    S* last = static_cast<S*>(p_.last.data);
+  void store_state(const State& to_state, const C* carry, int64_t from, int64_t to) const {
+    S* data = static_cast<S*>(to_state.data);
     for_each_vector(from, to, [&](int64_t b, int64_t column, int n) {
-      const int64_t at = slice_.group * p_.last.group + b * p_.last.row + column;
-      store<S, C>(last + at, n, load_aligned(carry + b * stride_ + column));
+      const int64_t at = slice_.group * to_state.group + b * to_state.row + column;
+      store<S, C>(data + at, n, load_aligned(carry + b * stride_ + column));
+    });
+  }
+
+  void clear(const State& state) const {
+    for_each_vector(0, p_.B, [&](int64_t b, int64_t column, int n) {
+      const int64_t at = slice_.group * state.group + b * state.row + column;
+      store<S, C>(static_cast<S*>(state.data) + at, n, Vec<C>{});
+    });
+  }
+
+  void add_row(const State& sums, const C* carry, int64_t row) const {
+    for_each_vector(row, row + 1, [&](int64_t b, int64_t column, int n) {
+      S* sum = static_cast<S*>(sums.data) + slice_.group * sums.group + b * sums.row + column;
+      store<S, C>(sum, n, load<S, C>(sum, n) + load_aligned(carry + b * stride_ + column));
     });
   }
 
@@ -316,15 +361,27 @@ class Walk {
   void finish(int64_t i, int64_t from, int64_t to) const {
     from = std::max(from, slice_.row_begin);
     to = std::min(to, slice_.row_end);
-    if (leaky || from >= to) return;
-    if (!p_.adjoint) return store_last(buffer(i), from, to);
+    if (leaky) return finish_leaky(i, from, to);
+    if (from >= to) return;
+    if (!p_.adjoint) return store_state(p_.last, buffer(i), from, to);
     // One product more. These rows of the other buffer are free: no step will read them.
     for_each_panel(i, [&](int64_t vector, int width) {
       for_each_block(width, from, to,
                      [&](int64_t b, int rows) { multiply(i, vector, width, b, rows); });
     });
-    store_last(buffer(i + 1), from, to);
+    store_state(p_.last, buffer(i + 1), from, to);
     if (p_.cuts.mask && backwards()) cut_last(to);
+  }
+
+  // With a leak no product more is taken: what BPTT hands to the states before its first steps is
+  // few rows, and the caller's.
+  void finish_leaky(int64_t i, int64_t from, int64_t to) const {
+    if (!p_.last.data) return;
+    if (p_.last_product.data) {
+      if (p_.T > 0 && from < to && backwards()) cut(buffer(i), 0);
+      store_state(p_.last_product, buffer(i), from, to);
+    }
+    store_state(p_.last, memory(), from, to);
   }
 
   // Step i at time t: rows below `carried` have a step behind them, the others begin here.
@@ -430,8 +487,11 @@ class Walk {
     tile.carry_row = stride_;
     if constexpr (leaky) {
       tile.keep = at(p_.keep, t, b, column);
+      tile.gain = at(p_.gain, t, b, column);
       tile.rate = at(p_.rate, t, b, column);
+      tile.total = total_ ? total_ + offset(p_.out, t, b, column) : nullptr;
       tile.keep_row = p_.keep.row;
+      tile.gain_row = p_.gain.row;
       tile.rate_row = p_.rate.row;
       tile.memory = memory() + b * stride_ + column;
     }
@@ -456,6 +516,7 @@ class Walk {
   int64_t next_ = 0;     // the step that comes next, in the order of the walk
   int64_t carried_ = 0;  // rows that have a step behind them
   S* out_ = nullptr;     // where row 0 of the sequence is or would be
+  S* total_ = nullptr;
 };
 
 // Packs this thread's share of every group's weights: the columns that it will itself read, dealt
@@ -518,7 +579,7 @@ void walk_typed(const Problem& p, const Schedule& schedule, const Workspace& spa
   space.everyone->wait(size);
   Barrier& barrier = space.teams[rank / schedule.column_parts];
   for (auto& walk : walks_of<S, C, leaky>(p, schedule, space, rank)) {
-    walk.advance(p.T, p.out.data, 0, barrier, schedule.column_parts);
+    walk.advance(p.T, p.out.data, nullptr, 0, barrier, schedule.column_parts);
   }
 }
 

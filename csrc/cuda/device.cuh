@@ -54,6 +54,12 @@ FUSED_BPTT_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_
 FUSED_BPTT_DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 FUSED_BPTT_DEVICE float tanh_of(float x) { return ::tanhf(x); }
 FUSED_BPTT_DEVICE double tanh_of(double x) { return ::tanh(x); }
+FUSED_BPTT_DEVICE float exp_of(float x) { return ::expf(x); }
+FUSED_BPTT_DEVICE double exp_of(double x) { return ::exp(x); }
+FUSED_BPTT_DEVICE float expm1_of(float x) { return ::expm1f(x); }
+FUSED_BPTT_DEVICE double expm1_of(double x) { return ::expm1(x); }
+FUSED_BPTT_DEVICE float log1p_of(float x) { return ::log1pf(x); }
+FUSED_BPTT_DEVICE double log1p_of(double x) { return ::log1p(x); }
 
 FUSED_BPTT_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 FUSED_BPTT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }

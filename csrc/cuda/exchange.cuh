@@ -28,21 +28,37 @@ union Packed {
   Operand value[kPerWord<Operand>];
 };
 
-// Initial states of `rows` rows, columns [from, to), into a carry in shared memory; zero from H on.
+// Unit k < H of a state of the tile's row b; zero where there is no such state.
+template <class Product>
+FUSED_BPTT_DEVICE typename Product::Storage number_of(const Team& team, const State& s, int32_t b,
+                                                      int64_t k) {
+  using Storage = typename Product::Storage;
+  if (!s.data) return round_to<Storage>(typename Product::Sum{0});
+  return static_cast<const Storage*>(
+      s.data)[ptx::unforeseen(team.group) * s.group + ptx::unforeseen(team.first_row + b) * s.row +
+              k];
+}
+
+// What row b carries into the first step of the walk.
+template <class Product>
+FUSED_BPTT_DEVICE typename Product::Storage first_state(const Team& team, int32_t b, int64_t k) {
+  const Problem& p = team.problem;
+  const bool cut = !team.down && team.cut_at(0, b);
+  return number_of<Product>(team, cut ? p.cuts.replacement : p.initial, b, k);
+}
+
+// The first states of `rows` rows, columns [from, to), into a carry in shared memory; zero from H
+// on.
 template <class Product>
 FUSED_BPTT_DEVICE void carry_initial(const Team& team, int32_t rows, int32_t from, int32_t to,
                                      std::byte* carry) {
   using Operand = typename Product::Operand;
-  const Problem& p = team.problem;
-  const typename Product::Storage* initial =
-      static_cast<const typename Product::Storage*>(p.initial.data) + team.group * p.initial.group +
-      team.first_row * p.initial.row;
 #pragma unroll 1
   for (Cursor at(team.plan.threads, to - from); at.row < rows; at.advance()) {
     const int32_t k = from + at.column;
     reinterpret_cast<Operand*>(carry + at.row * carry_row_bytes(team.plan))[at.column] =
-        k < p.H ? Product::Ops::operand(widen(initial[at.row * p.initial.row + k]))
-                : Product::Ops::operand(0);
+        k < team.problem.H ? Product::Ops::operand(widen(first_state<Product>(team, at.row, k)))
+                           : Product::Ops::operand(0);
   }
 }
 

@@ -11,6 +11,18 @@
 
 namespace fused_bptt::ptx {
 
+// No instruction: x, as a number that the compiler knows nothing of. So what is computed of it is
+// not computed once before the time loop, in registers that W needs.
+template <class T>
+FUSED_BPTT_DEVICE T unforeseen(T x) {
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(x));
+  } else {
+    asm volatile("" : "+r"(x));
+  }
+  return x;
+}
+
 // ------------------------------------------------------------------------------ tensor cores
 // #warp-level-matrix-fragment-mma-16816-float and #...-1688. D = A B + D, fp32 sums. With r = lane
 // / 4 and q = lane % 4, words: a[0] row r, a[1] row r + 8, both of the lower k; a[2] and a[3] the

@@ -7,9 +7,11 @@
 //   carry'[b, n] = phi(x)  or  d * x
 //   out[t, b, n] = carry'[b, n]                          and its slice of the next carry is sent
 //
+// Where the walk is cut ahead, another state is sent than the one that is stored.
 // The threads of a CTA meet twice in a step: between the product and the epilogue, and after it.
 #pragma once
 
+#include "activation.cuh"
 #include "exchange_cta.cuh"
 #include "exchange_grid.cuh"
 #include "exchange_launches.cuh"
@@ -107,6 +109,9 @@ class Walk {
     return team_.first_unit + at.column * kPer;
   }
 
+  // The boundary between the step at time t and the next one.
+  FUSED_BPTT_DEVICE int64_t boundary_ahead(int64_t t) const { return team_.down ? t : t + 1; }
+
   FUSED_BPTT_DEVICE void fetch(int64_t i, int32_t rows) {
     Cursor at = words();
 #pragma unroll
@@ -168,6 +173,7 @@ class Walk {
       value[j] = round_to<Storage>(steps ? step_value(fetched, j, sum[j]) : sum[j]);
       if (n + j < p_.H) word.value[j] = Ops::operand(widen(value[j]));
     }
+    if (team_.has_cuts() && steps && b < r.next) cut(boundary_ahead(t), b, n, word);
     if (b < r.sent && n < team_.sent_columns()) exchange_.send(i + 1, b, n, word.word);
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
@@ -175,18 +181,37 @@ class Walk {
       if (steps) at(p_.out, t, b, n)[j] = value[j];
       if (p_.adjoint ? !steps && multiplied : steps && b >= r.next) last(b, n)[j] = value[j];
     }
+    if (p_.adjoint && !steps && multiplied && team_.down && team_.cut_at(0, b)) clear_last(b, n);
+  }
+
+  // The word of the next carry, where row b begins anew at the boundary.
+  FUSED_BPTT_DEVICE void cut(int64_t boundary, int32_t b, int32_t n, Packed<Operand>& word) const {
+    const bool masked = team_.cut_at(boundary, b);
+    if (!masked && !team_.window_ends_at(boundary)) return;
+    word = {};
+    if (!masked || !p_.cuts.replacement.data) return;
+    n = ptx::unforeseen(n);
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      if (n + j < p_.H) {
+        word.value[j] =
+            Ops::operand(widen(number_of<Product>(team_, p_.cuts.replacement, b, n + j)));
+      }
+    }
+  }
+
+  // What h_0 was cut off from has no share in its cotangent.
+  FUSED_BPTT_DEVICE void clear_last(int32_t b, int32_t n) const {
+    n = ptx::unforeseen(n);
+    for (int j = 0; j < kPer && n + j < p_.H; ++j) last(b, n)[j] = round_to<Storage>(Sum{0});
   }
 
   FUSED_BPTT_DEVICE Sum step_value(const Fetched& fetched, int j, Sum sum) const {
     const Sum x = p_.drive.data ? widen(fetched.drive[j]) + sum : sum;
     if constexpr (primitive == Primitive::recurrence) {
-      if (p_.phi == Phi::tanh) return tanh_of(x);
-      return Sum{0} > x ? Sum{0} : x;  // false for NaN, which therefore passes
+      return activate(p_.phi, x);
     } else {
-      const Sum f = widen(fetched.factor[j]);
-      if (p_.phi == Phi::tanh) return multiply_add(-f, f, Sum{1}) * x;
-      if (p_.phi == Phi::relu) return f <= Sum{0} ? Sum{0} : x;  // as ATen's threshold
-      return f * x;
+      return times_slope<Sum>(p_.phi, widen(fetched.factor[j]), x);
     }
   }
 

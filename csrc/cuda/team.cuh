@@ -2,7 +2,7 @@
 // steps its rows have, and how many rows are carried from one to the next.
 #pragma once
 
-#include "device.cuh"
+#include "ptx.cuh"
 
 namespace fused_bptt {
 
@@ -33,7 +33,26 @@ struct Team {
   // with the product already given; and from zero none is taken: 0 times an infinite weight would
   // be NaN.
   FUSED_BPTT_DEVICE bool carries_initial() const {
-    return problem.initial.data && !problem.adjoint;
+    return (problem.initial.data || problem.cuts.replacement.data) && !problem.adjoint;
+  }
+
+  // Whether the mask cuts row b of the tile at boundary t.
+  FUSED_BPTT_DEVICE bool cut_at(int64_t t, int32_t b) const {
+    const Cuts& c = problem.cuts;
+    if (!c.mask) return false;
+    t = ptx::unforeseen(t);
+    const int64_t origin = problem.first_rows ? problem.first_rows[t] * c.row : t * c.step;
+    return c.mask[origin + ptx::unforeseen(first_row + b) * c.row +
+                  ptx::unforeseen(group) * c.group];
+  }
+
+  FUSED_BPTT_DEVICE bool has_cuts() const { return problem.cuts.mask || problem.cuts.window > 0; }
+
+  // Whether the window cuts all rows at the boundary t > 0. Both are less than 2^32: a division of
+  // 64 bits takes registers that W needs.
+  FUSED_BPTT_DEVICE bool window_ends_at(int64_t t) const {
+    const uint32_t window = static_cast<uint32_t>(problem.cuts.window);
+    return window > 0 && static_cast<uint32_t>(t) % window == 0;
   }
 
   // Rows whose product step i takes, given the rows of steps i - 1 and i. The adjoint takes one

@@ -81,6 +81,8 @@ class GradientMonitor:
         name: str = "rnn",
     ) -> None:
         """Hooks into ``rnn``, until :meth:`close`."""
+        if getattr(rnn, "nonlinearity", "tanh") not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{rnn.nonlinearity}'")
         if getattr(rnn, "mode", None) not in ("RNN_TANH", "RNN_RELU"):
             raise TypeError(
                 f"rnn: expected a fused_bptt.RNN or torch.nn.RNN, got {type(rnn).__qualname__}"

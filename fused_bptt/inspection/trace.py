@@ -368,6 +368,8 @@ def _loss_of(loss: Loss, output: Tensor, h_n: Tensor, batched: bool, batch_first
 
 
 def _check_arguments(rnn: nn.RNNBase, x: Tensor, layer: int, reverse: bool) -> None:
+    if getattr(rnn, "nonlinearity", "tanh") not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{rnn.nonlinearity}'")
     if getattr(rnn, "mode", None) not in ("RNN_TANH", "RNN_RELU"):
         raise TypeError(
             f"rnn: expected a fused_bptt.RNN or torch.nn.RNN, got {type(rnn).__qualname__}"

@@ -19,6 +19,19 @@ void cases() {
   run_linear<Math::fp64, 1, 32, ExchangeCluster>("fp64 one step", two, {.T = 1, .B = 1, .H = 33});
   run_linear<Math::fp64, 1, 32, ExchangeCluster>("fp64 no steps", two, {.T = 0, .B = 2, .H = 33});
 
+  const Shape two_ways{.T = 7, .B = 5, .G = 2, .H = 61, .reverse_groups = 1};
+  two.batch_tile = 3;
+  run_cuts<Math::fp64, 1, 32, ExchangeCluster>("fp64 cut", two, two_ways);
+  run_cuts<Math::fp64, 1, 32, ExchangeCluster>("fp64 packed, cut", two, packed);
+  run_cuts<Math::fp32, 1, 16, ExchangeCluster>("fp32 cut", two, two_ways);
+  two.ctas = 4, two.batch_tile = 8;
+  run_cuts<Math::tf32, 1, 8, ExchangeCluster>("tf32 cut", two, two_ways);
+  run_cuts<Math::tf32x3, 1, 8, ExchangeCluster>("tf32x3 cut", two, two_ways);
+  run_cuts<Math::bf16, 1, 8, ExchangeCluster>("bf16 cut", two, two_ways);
+  run_cuts<Math::fp16, 1, 8, ExchangeCluster>("fp16 cut", two, two_ways);
+  two.ctas = 3;
+  run_cuts<Math::bf16, 1, 8, ExchangeCluster>("bf16 packed, cut", two, packed);
+
   run_linear<Math::fp32, 1, 16, ExchangeCluster>("fp32", {.exchange = kCluster, .ctas = 2},
                                                  {.T = 4, .B = 5, .H = 61});
   run_linear<Math::tf32, 1, 8, ExchangeCluster>(

@@ -33,6 +33,21 @@ void cases() {
         {.adjoint = adjoint, .initial = false, .infinite = true});
   }
 
+  // Walks that are cut, the tiles of rows and of units apart.
+  const Shape two_ways{.T = 7, .B = 11, .G = 2, .H = 43, .reverse_groups = 1};
+  run_cuts<Math::fp64, 1, 8, ExchangeCta>("fp64 cut", {.row_warps = 2, .k_splits = 3,
+                                                       .batch_tile = 5}, two_ways);
+  run_cuts<Math::fp64, 1, 8, ExchangeCta>("fp64 packed, cut", cut, kPacked);
+  run_cuts<Math::fp32, 1, 8, ExchangeCta>("fp32 cut", {.row_warps = 2, .k_splits = 2}, two_ways);
+  run_cuts<Math::tf32, 2, 8, ExchangeCta>("tf32 cut", {.row_warps = 2, .k_splits = 3}, two_ways);
+  run_cuts<Math::tf32x3, 1, 8, ExchangeCta>("tf32x3 cut", {.row_warps = 3}, two_ways);
+  run_cuts<Math::bf16, 1, 8, ExchangeCta>("bf16 cut", {.row_warps = 3}, two_ways);
+  run_cuts<Math::bf16, 1, 8, ExchangeCta>("bf16 packed, cut", cut, kPacked);
+  run_cuts<Math::fp16, 2, 8, ExchangeCta>("fp16 cut", {.row_warps = 2, .k_splits = 2}, two_ways);
+  run<Math::fp64, 1, 8, ExchangeCta, Primitive::linear>(
+      "fp64 infinite weight, nothing to replace", cut, {.T = 1, .B = 3, .H = 7},
+      {.initial = false, .infinite = true, .reset = true});
+
   // Every product: tiles one above the other, splits of k, registers in groups and cut groups.
   const Shape odd{.T = 3, .B = 11, .H = 45};
   const Cut three{.row_warps = 3, .k_splits = 1, .batch_tile = 11};

@@ -330,6 +330,12 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
 inline float tanh_of(float x) { return std::tanh(x); }
 inline double tanh_of(double x) { return std::tanh(x); }
+inline float exp_of(float x) { return std::exp(x); }
+inline double exp_of(double x) { return std::exp(x); }
+inline float expm1_of(float x) { return std::expm1(x); }
+inline double expm1_of(double x) { return std::expm1(x); }
+inline float log1p_of(float x) { return std::log1p(x); }
+inline double log1p_of(double x) { return std::log1p(x); }
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 
@@ -364,6 +370,11 @@ inline Vector16 load_through_l2(const Vector16* from) { return *from; }
 inline Vector16 load_constant(const Vector16* from) { return *from; }
 
 namespace ptx {
+
+template <class T>
+T unforeseen(T x) {
+  return x;
+}
 
 // D = A B + D of a warp. The lanes show each other their words; each then takes its four sums. Two
 // sets of slots take turns: when a lane writes one again, all have passed the barrier of the other.

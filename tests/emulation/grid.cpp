@@ -26,6 +26,19 @@ void cases() {
   run_linear<Math::fp64, 1, 8, ExchangeGrid>(
       "fp64 streamed, in parts", parts, {.T = 3, .B = 3, .G = 2, .H = 59, .reverse_groups = 1});
 
+  const Shape two_ways{.T = 7, .B = 5, .G = 2, .H = 61, .reverse_groups = 1};
+  waves.batch_tile = 3;
+  run_cuts<Math::fp64, 1, 32, ExchangeGrid>("fp64 cut, in waves", waves, two_ways);
+  run_cuts<Math::fp64, 1, 32, ExchangeGrid>("fp64 packed, cut", waves, packed);
+  run_cuts<Math::fp64, 1, 8, ExchangeGrid>("fp64 cut, in parts", parts, two_ways);
+  run_cuts<Math::fp32, 1, 16, ExchangeGrid>("fp32 cut", waves, two_ways);
+  waves.ctas = 4, waves.batch_tile = 8;
+  run_cuts<Math::tf32, 1, 8, ExchangeGrid>("tf32 cut", waves, two_ways);
+  run_cuts<Math::tf32x3, 1, 8, ExchangeGrid>("tf32x3 cut", waves, two_ways);
+  run_cuts<Math::bf16, 1, 8, ExchangeGrid>("bf16 cut", waves, two_ways);
+  run_cuts<Math::bf16, 1, 8, ExchangeGrid>("bf16 packed, cut", waves, packed);
+  run_cuts<Math::fp16, 1, 8, ExchangeGrid>("fp16 cut", waves, two_ways);
+
   run_linear<Math::fp32, 1, 16, ExchangeGrid>("fp32", {.exchange = kGrid, .ctas = 2},
                                               {.T = 4, .B = 5, .H = 61});
   run_linear<Math::tf32, 1, 8, ExchangeGrid>("tf32", {.exchange = kGrid, .ctas = 4},

@@ -35,6 +35,17 @@ void cases() {
         "fp64 infinite weight", one, {.T = 3, .B = 3, .H = 7},
         {.adjoint = adjoint, .initial = false, .infinite = true});
   }
+  const Shape two_ways{.T = 7, .B = 6, .G = 2, .H = 71, .reverse_groups = 1};
+  run_cuts<Math::fp64, 2, 0, ExchangeLaunches>("fp64 cut, in parts", parts, two_ways);
+  run_cuts<Math::fp64, 2, 0, ExchangeLaunches>("fp64 packed, cut", parts, packed);
+  run_cuts<Math::fp32, 2, 0, ExchangeLaunches>("fp32 cut", two, two_ways);
+  parts.ctas = 3;
+  run_cuts<Math::tf32, 2, 0, ExchangeLaunches>("tf32 cut", parts, two_ways);
+  run_cuts<Math::tf32x3, 2, 0, ExchangeLaunches>("tf32x3 cut", parts, two_ways);
+  run_cuts<Math::bf16, 2, 0, ExchangeLaunches>("bf16 cut", parts, two_ways);
+  run_cuts<Math::bf16, 2, 0, ExchangeLaunches>("bf16 packed, cut", parts, packed);
+  run_cuts<Math::fp16, 2, 0, ExchangeLaunches>("fp16 cut", parts, two_ways);
+  parts.ctas = 2;
   Cut wide = parts;
   wide.ctas = 1, wide.batch_tile = 16;
   run_linear<Math::fp32, 4, 0, ExchangeLaunches>("fp32", wide, {.T = 3, .B = 18, .H = 75});

@@ -42,6 +42,9 @@ struct Options {
   bool still = false;       // linear: drive and factor the same at every step, by a stride of 0
   bool infinite = false;    // one entry of W: a product with a zero that nobody gave is NaN
   bool transposed = false;  // W through its strides
+  bool reset = false;       // a mask, of each group its own; boundary 0 too
+  bool replacement = false;
+  int64_t window = 0;
 };
 
 // `fragments` of a launch is 0: it keeps nothing of W.
@@ -107,6 +110,39 @@ class Numbers {
   std::vector<Storage> all_;
 };
 
+inline double activation(Phi phi, double x) {
+  switch (phi) {
+    case Phi::tanh:
+      return std::tanh(x);
+    case Phi::relu:
+      return 0 > x ? 0 : x;
+    case Phi::sigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Phi::softplus:
+      return std::log1p(std::exp(x));
+    default:
+      return x;
+  }
+}
+
+// d, of the value f of phi; or f itself.
+inline double slope(Phi phi, double f) {
+  switch (phi) {
+    case Phi::tanh:
+      return 1 - f * f;
+    case Phi::relu:
+      return f <= 0 ? 0 : 1;
+    case Phi::sigmoid:
+      return f * (1 - f);
+    case Phi::softplus:
+      return 1 - std::exp(-f);
+    case Phi::identity:
+      return 1;
+    default:
+      return f;
+  }
+}
+
 // The equations of problem.h, one row at a time.
 template <class Storage>
 void reference(const Problem& p, std::vector<double>& out, std::vector<double>& last) {
@@ -132,20 +168,30 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
           sum[static_cast<size_t>(n)] = total;
         }
       };
-      if (p.initial.data) {
-        const Storage* initial = static_cast<const Storage*>(p.initial.data);
+      const auto begin = [&](const State& s) {
+        const Storage* numbers = static_cast<const Storage*>(s.data);
         for (int64_t n = 0; n < p.H; ++n) {
-          state[static_cast<size_t>(n)] =
-              widen(initial[g * p.initial.group + b * p.initial.row + n]);
+          state[static_cast<size_t>(n)] = s.data ? widen(numbers[g * s.group + b * s.row + n]) : 0.0;
         }
-      }
+      };
+      const bool backwards = walks_backwards(p, g);
+      const bool multiplies_first = !p.adjoint && (p.initial.data || p.cuts.replacement.data);
+      begin(p.initial);
       bool begun = false;
       for (int64_t i = 0; i < p.T; ++i) {
-        const int64_t t = walks_backwards(p, g) ? p.T - 1 - i : i;
+        const int64_t t = backwards ? p.T - 1 - i : i;
         if (b >= rows_at(p, t)) continue;
+        const int64_t boundary = t + (backwards ? 1 : 0);
+        if (begun || (multiplies_first && !backwards)) {
+          if (cut_at(p, g, boundary, b)) {
+            begin(p.cuts.replacement);
+          } else if (p.cuts.window > 0 && boundary > 0 && boundary % p.cuts.window == 0) {
+            begin({});
+          }
+        }
         if (p.adjoint && !begun) {
           sum = state;
-        } else if (begun || p.initial.data) {
+        } else if (begun || multiplies_first) {
           multiply();
         }
         begun = true;
@@ -153,11 +199,7 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
           const double x = number(p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
           const double f = number(p.factor, t, b, g, n);
           double& s = state[static_cast<size_t>(n)];
-          if (p.primitive == Primitive::recurrence) {
-            s = p.phi == Phi::tanh ? std::tanh(x) : 0 > x ? 0 : x;
-          } else {
-            s = p.phi == Phi::given ? f * x : p.phi == Phi::tanh ? (1 - f * f) * x : f <= 0 ? 0 : x;
-          }
+          s = p.primitive == Primitive::recurrence ? activation(p.phi, x) : slope(p.phi, f) * x;
           const int64_t at = origin(p, p.out, t) + b * p.out.row + g * p.out.group + n;
           out[static_cast<size_t>(at)] = s;
         }
@@ -165,6 +207,7 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
       if (p.adjoint && begun) {
         multiply();
         state = sum;
+        if (backwards && cut_at(p, g, 0, b)) begin({});
       }
       for (int64_t n = 0; n < p.H; ++n) {
         last[static_cast<size_t>(g * p.last.group + b * p.last.row + n)] =
@@ -250,8 +293,10 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
 
   const int64_t elements = rows * p.G * p.H, states = p.G * p.B * p.H;
   Numbers<Storage> drive(elements), factor(elements), out(elements), initial(states), last(states);
+  Numbers<Storage> replacement(states);
   Numbers<Storage> weight(p.G * p.H * p.H);
   drive.draw(generator, 1), factor.draw(generator, 1), initial.draw(generator, 1);
+  replacement.draw(generator, 1);
   weight.draw(generator, 1.5 / std::sqrt(static_cast<double>(p.H)));
   if (options.infinite) weight.data()[1] = stored<Storage>(INFINITY);
   const auto sequence = [&](Numbers<Storage>& numbers, bool still) {
@@ -262,6 +307,11 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   if (options.drive) p.drive = sequence(drive, options.still);
   if (primitive == Primitive::linear) p.factor = sequence(factor, options.still);
   if (options.initial) p.initial = {initial.data(), p.B * p.H, p.H};
+  const std::unique_ptr<bool[]> mask(new bool[static_cast<size_t>(rows * p.G)]);
+  for (int64_t i = 0; i < rows * p.G; ++i) mask[i] = generator() % 3 == 0;
+  if (options.reset) p.cuts = {mask.get(), packed ? 0 : p.B * p.G, p.G, 1, {}, 0};
+  if (options.replacement) p.cuts.replacement = {replacement.data(), p.B * p.H, p.H};
+  p.cuts.window = options.window;
   // The recurrence writes h over u.
   p.out = sequence(primitive == Primitive::recurrence ? drive : out, false);
   p.last = {last.data(), p.B * p.H, p.H};
@@ -314,6 +364,27 @@ inline const std::vector<std::pair<std::string, Options>> kRecurrence = {
     {"tanh,no initial", {.initial = false}},
 };
 
+// The ways to cut a walk, in either direction, and the nonlinearities and slopes beyond tanh's and
+// relu's.
+inline const std::vector<std::pair<std::string, Options>> kCutLinear = {
+    {"reset,adjoint", {.phi = Phi::given, .adjoint = true, .reset = true}},
+    {"reset,adjoint,no initial", {.phi = Phi::identity, .adjoint = true, .initial = false,
+                                  .reset = true}},
+    {"reset and window,adjoint", {.phi = Phi::sigmoid, .adjoint = true, .reset = true,
+                                  .window = 2}},
+    {"window", {.phi = Phi::softplus, .window = 3}},
+    {"replaced", {.phi = Phi::given, .reset = true, .replacement = true}},
+    {"replaced,no initial,window", {.phi = Phi::sigmoid, .initial = false, .reset = true,
+                                    .replacement = true, .window = 2}},
+};
+inline const std::vector<std::pair<std::string, Options>> kCutRecurrence = {
+    {"sigmoid,reset", {.phi = Phi::sigmoid, .reset = true}},
+    {"softplus,replaced", {.phi = Phi::softplus, .reset = true, .replacement = true}},
+    {"identity,replaced,no initial", {.phi = Phi::identity, .initial = false, .reset = true,
+                                      .replacement = true}},
+    {"tanh,reset,no initial", {.initial = false, .reset = true}},
+};
+
 // Both directions, rows that leave and join, and more rows than one team carries.
 inline const Shape kPacked{
     .B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
@@ -328,6 +399,19 @@ void run_linear(const std::string& name, const Cut& cut, const Shape& shape) {
 template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
 void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kRecurrence) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
+                                                                      shape, options);
+  }
+}
+
+// Whatever cuts a walk.
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+void run_cuts(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kCutLinear) {
+    run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name + "[" + words + "]", cut,
+                                                                  shape, options);
+  }
+  for (const auto& [words, options] : kCutRecurrence) {
     run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
                                                                       shape, options);
   }

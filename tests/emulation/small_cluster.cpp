@@ -23,6 +23,11 @@ void cases() {
   packed.H = 31;
   run<Math::bf16, 1, 8, ExchangeCluster, Primitive::linear>(
       "bf16 packed", {.exchange = kCluster, .ctas = 2, .k_splits = 2}, packed, {.adjoint = true});
+  const Shape two_ways{.T = 6, .B = 7, .G = 2, .H = 37, .reverse_groups = 1};
+  run_cuts<Math::fp32, 1, 32, ExchangeCluster>("fp32 cut", {.exchange = kCluster, .ctas = 2, .batch_tile = 6}, two_ways);
+  Shape leaving = kPacked;
+  leaving.H = 37;
+  run_cuts<Math::fp32, 1, 32, ExchangeCluster>("fp32 packed, cut", {.exchange = kCluster, .ctas = 2, .batch_tile = 6}, leaving);
 }
 
 }  // namespace

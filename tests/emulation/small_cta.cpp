@@ -17,6 +17,11 @@ void cases() {
   run<Math::bf16, 1, 2, ExchangeCta, Primitive::linear>(
       "bf16 shared", {.residence = Residence::shared, .row_warps = 4}, {.T = 3, .B = 9, .H = 61},
       {.adjoint = true});
+  const Shape two_ways{.T = 6, .B = 7, .G = 2, .H = 13, .reverse_groups = 1};
+  run_cuts<Math::fp32, 1, 16, ExchangeCta>("fp32 cut", {.row_warps = 1, .k_splits = 2, .batch_tile = 4}, two_ways);
+  Shape leaving = kPacked;
+  leaving.H = 13;
+  run_cuts<Math::fp32, 1, 16, ExchangeCta>("fp32 packed, cut", {.row_warps = 1, .k_splits = 2, .batch_tile = 4}, leaving);
 }
 
 }  // namespace

@@ -27,6 +27,11 @@ void cases() {
                                                           .carry_quanta = 4},
                                                          {.T = 3, .B = 3, .H = 81},
                                                          {.adjoint = true});
+  const Shape two_ways{.T = 6, .B = 7, .G = 2, .H = 37, .reverse_groups = 1};
+  run_cuts<Math::fp32, 1, 32, ExchangeGrid>("fp32 cut", {.exchange = kGrid, .ctas = 2, .batch_tile = 6, .resident_teams = 1}, two_ways);
+  Shape leaving = kPacked;
+  leaving.H = 37;
+  run_cuts<Math::fp32, 1, 32, ExchangeGrid>("fp32 packed, cut", {.exchange = kGrid, .ctas = 2, .batch_tile = 6, .resident_teams = 1}, leaving);
 }
 
 }  // namespace

@@ -22,6 +22,11 @@ void cases() {
   }
   run<Math::fp32, 2, 0, ExchangeLaunches, Primitive::recurrence>(
       "fp32 in parts", cut, {.T = 4, .B = 3, .H = 97}, {.phi = Phi::relu});
+  const Shape two_ways{.T = 6, .B = 7, .G = 2, .H = 71, .reverse_groups = 1};
+  run_cuts<Math::fp32, 2, 0, ExchangeLaunches>("fp32 cut", cut, two_ways);
+  Shape leaving = kPacked;
+  leaving.H = 71;
+  run_cuts<Math::fp32, 2, 0, ExchangeLaunches>("fp32 packed, cut", cut, leaving);
 }
 
 }  // namespace

@@ -73,17 +73,17 @@ Layer layer_of(const Shape& shape, int64_t I, Operands<S>& o, const Options& opt
   layer.I = I;
   layer.rows = shape.rows;
   layer.x = at(o.x);
-  layer.initial = shape.state(at(o.h0));
+  layer.sent.initial = shape.state(at(o.h0));
   layer.backward = backward;
   if (backward) {
     p.primitive = Primitive::linear;
     p.adjoint = true;
-    p.factor = shape.sequence(at(o.h));
+    p.factor = layer.sent.sequence = shape.sequence(at(o.h));
     p.drive = shape.sequence(options.g ? at(o.g) : nullptr);
     p.initial = shape.state(options.g_last ? at(o.g_last) : nullptr);
   } else {
     p.primitive = Primitive::recurrence;
-    p.initial = layer.initial;
+    p.initial = layer.sent.initial;
     layer.bias_ih = options.biases ? at(o.bias_ih) : nullptr;
     layer.bias_hh = options.biases ? at(o.bias_hh) : nullptr;
   }
@@ -137,8 +137,8 @@ Expected backward(Layer layer, const Shape& shape) {
   const auto* h = static_cast<const double*>(p.factor.data);
   for (int64_t g = 0; g < p.G; ++g) {
     for (int64_t b = 0; b < p.B; ++b) {
-      const double* previous = static_cast<const double*>(layer.initial.data) +
-                               g * layer.initial.group + b * layer.initial.row;
+      const State& h0 = layer.sent.initial;
+      const double* previous = static_cast<const double*>(h0.data) + g * h0.group + b * h0.row;
       for (int64_t i = 0; i < p.T; ++i) {
         const bool backwards = g >= p.G - p.reverse_groups;
         const int64_t t = backwards ? p.T - 1 - i : i;
