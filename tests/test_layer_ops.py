@@ -415,6 +415,24 @@ def test_opcheck(problem: Layer) -> None:
         )
 
 
+@pytest.mark.parametrize("problem", SMALL, ids=str)
+def test_opcheck_of_sums_that_are_added_to(problem: Layer) -> None:
+    """Without AOTAutograd, which functionalizes no operator that changes an argument and may return
+    None; no graph that it sees has this one.
+    """
+    p = problem
+    h = forward(p, TANH)["h"]
+    sums = [backward(p, h, TANH)[f"{name}_bar"] for name in ("weight_ih", "weight_hh", "bias")]
+    reset = torch.zeros(p.x.shape[:-1], dtype=torch.bool)
+    reset[-1:] = True
+    for need_x, bars, mask in ((True, sums, None), (False, [None, sums[1], None], reset)):
+        torch.library.opcheck(
+            torch.ops.fused_bptt.layer_backward_.default,
+            (*backward_arguments(p, h, TANH), need_x, *bars, mask),
+            test_utils=TEST_UTILS[:2],
+        )
+
+
 def test_opcheck_of_transposed_operands() -> None:
     """The fake kernels promise the strides that the real ones give."""
     p = Layer(4, 3, 6, 5, G=2, reverse_groups=1)
