@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
 from torch.autograd import forward_ad
 
 from . import _ops
@@ -60,11 +61,10 @@ def layer(
             x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window
         )
     if _transformed():
-        uncut = reset is None and window == 0
-        of_layer: Any = Layer.apply if uncut and _of_first_order() else _composed_layer
-        return of_layer(  # type: ignore[no-any-return]
-            x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
-        )
+        walk = (x, h0, batch_sizes, phi, directions, reset, reset_state, window)
+        if reset is None and window == 0 and _of_first_order():
+            return _apply(Layer, *walk, *parameters)  # type: ignore[no-any-return]
+        return _composed_layer(*walk, *parameters)
     if torch.is_grad_enabled():
         # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
         apply = super(torch.autograd.Function, Layer).apply
@@ -116,9 +116,18 @@ def linear_recurrence(
     """
     walk = (batch_sizes, reverse_groups, derivative, adjoint, reset, reset_state, window)
     args = (factor, v, weight, s0, *walk)
-    if torch.is_grad_enabled() or _transformed():
-        return LinearRecurrence.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
+    differentiable = (factor, v, weight, s0, reset_state)
+    recorded = any(x is not None and x.requires_grad for x in differentiable)
+    if _transformed() or (recorded and torch.is_grad_enabled()):
+        return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
     return _ops.linear_recurrence(*args)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply``; under a transform without reading the signature anew: 30 us a call."""
+    if torch._C._are_functorch_transforms_active():
+        return custom_function_call(function, *arguments)
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 def _composed_layer(
@@ -327,7 +336,7 @@ def layer_backward(
     cuts = (reset, reset_state, window)
     if _transformed(g, g_n):
         if reset is None and window == 0 and _of_first_order():
-            bars = iter(LayerBackward.apply(*operands, *needed))  # type: ignore[no-untyped-call]
+            bars = iter(_apply(LayerBackward, *operands, *needed))
             given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
             return tuple([next(bars) if is_given else None for is_given in given])
     elif _ops.has_layer(x) and not torch.is_grad_enabled() and not need_reset_state:
@@ -494,15 +503,18 @@ def _layer_backward_of_each(
     rows = _rows(q.reshape(h.shape))
 
     def of_each(x: Tensor) -> Tensor:
-        """[..., N] as [n, rows, N]: what torch multiplies as it lies."""
+        """[..., N] as [n, rows, N]."""
         return x.reshape(rows.size(0) // size, size, x.size(-1)).transpose(0, 1)
 
     q_of_each = of_each(rows)
     weight_hh_bar = None
     if need_weight_hh:
-        steps = Steps(x, batch_sizes, directions, reverse_groups)
-        before = of_each(steps.previous(states, h0).reshape(h.shape))
-        ways = zip(q_of_each.chunk(directions, -1), before.chunk(directions, -1), strict=True)
+        if batch_sizes is None:
+            before = _previous_of_each(size, states, h0, reverse_groups)
+        else:
+            steps = Steps(x, batch_sizes, directions, reverse_groups)
+            before = of_each(steps.previous(states, h0).reshape(h.shape)).chunk(directions, -1)
+        ways = zip(q_of_each.chunk(directions, -1), before, strict=True)
         sums = [torch.bmm(q.mT, h) for q, h in ways]
         weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
     return (
@@ -512,6 +524,22 @@ def _layer_backward_of_each(
         weight_hh_bar,
         q_of_each.sum(1) if need_bias else None,
     )
+
+
+def _previous_of_each(size: int, h: Tensor, h0: Tensor, reverse_groups: int) -> Sequence[Tensor]:
+    """h_{t-1} of each direction, [n, T * B, H], of h [T, B * n(, D), H] and h0 [D, B * n, H].
+
+    As ``Steps.previous`` has it, but made where the products read it: a copy less.
+    """
+    T, B = h.size(0), h.size(1) // size
+    members = h.reshape(T, B, size, -1, h.size(-1)).permute(3, 2, 0, 1, 4)  # [D, n, T, B, H]
+    initial = h0.reshape(-1, B, size, h.size(-1)).transpose(1, 2).unsqueeze(2)  # [D, n, 1, B, H]
+    forwards = len(members) - reverse_groups
+    found = [
+        torch.cat([start, states[:, :-1]] if way < forwards else [states[:, 1:], start], 1)
+        for way, (states, start) in enumerate(zip(members, initial, strict=True))
+    ]
+    return [states.flatten(1, 2) for states in found]
 
 
 class Recurrence(torch.autograd.Function):

@@ -434,13 +434,17 @@ def test_as_many_kernels_at_any_length() -> None:
         def of_weight(weight: Tensor) -> Tensor:
             return weighted(ours)(data, hx, weights[0], weight, *weights[2:])
 
-        def twice() -> None:
-            (first,) = torch.autograd.grad(of_weight(leaf), leaf, create_graph=True)
-            torch.autograd.grad(first.square().sum(), leaf)
+        def order(times: int) -> None:
+            value = of_weight(leaf)
+            for _ in range(times - 1):
+                (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+                value = first.square().sum()
+            torch.autograd.grad(value, leaf)
 
         per_sample = vmap(grad(weighted(ours), argnums=2), in_dims=(0, *[None] * 5))
         for work in (
-            twice,
+            lambda: order(2),
+            lambda: order(3),
             lambda: jvp(of_weight, (weights[1],), (weights[1],)),
             lambda: per_sample(many, hx, *weights),
         ):
@@ -451,4 +455,4 @@ def test_as_many_kernels_at_any_length() -> None:
 
     few, many = counts(3, 2), counts(50, 40)
     assert few == many
-    assert [walks for walks, _ in few] == [4, 2, 2]
+    assert [walks for walks, _ in few] == [4, 8, 2, 2]
