@@ -13,6 +13,8 @@ import torch
 from helpers import LOW_PRECISION, raised
 from tolerance import assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fused_bptt
@@ -279,6 +281,32 @@ def test_under_compile(backend: str, options: Any) -> None:
     monitor.close()
     compiled(x, hx).backward()
     assert len(monitor.readings) == 2 * count
+
+
+@compiles
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_compiled_step_keeps_no_more_than_is_read(layers: int) -> None:
+    """And an h_n without a gradient stays without one: zeros would be added at every step."""
+    torch._dynamo.reset()
+    rnn = make(num_layers=layers)
+    x, _ = batch(rnn)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    def forward(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=keep)
+    GradientMonitor(rnn, every=1)
+    torch.compile(lambda x: rnn(x)[0].sum(), fullgraph=True, backend=backend)(x).backward()
+    (graph,) = graphs
+    (node,) = (each for each in graph.graph.nodes if "observe" in str(each.target))
+    g_n, weights = node.args[2], node.args[5]
+    assert g_n is None
+    assert len(weights) == (1 if layers == 1 else 4 * layers)
 
 
 @compiles

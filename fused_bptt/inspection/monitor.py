@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -162,17 +163,28 @@ class GradientMonitor:
             return output, h_n
         if not compiling and (rnn is not self._rnn() or not self._is_due()):
             return output, h_n
-        weights = [getattr(rnn, name).detach() for name in rnn._flat_weights_names]
-        data, h_n = _Tap.apply(  # type: ignore[no-untyped-call]
+        # A compiled step pays for every tensor that is kept for a reading, so the last layer alone
+        # takes no more than its W_hh.
+        whole = rnn.num_layers > 1 and not (rnn.dropout > 0 and rnn.training)
+        names = rnn._flat_weights_names
+        if not whole:
+            last = f"weight_hh_l{rnn.num_layers - 1}"
+            names = [last, f"{last}_reverse"] if rnn.bidirectional else [last]
+        tap = _Tap.apply
+        if compiling:
+            from . import compiled
+
+            tap = compiled.tap
+        data, h_n = tap(  # type: ignore[no-untyped-call]
             output.data if isinstance(output, PackedSequence) else output,
             h_n,
-            (x.data if isinstance(x, PackedSequence) else x).detach(),
-            None if hx is None else hx.detach(),
-            x.batch_sizes if isinstance(x, PackedSequence) else None,
-            x.sorted_indices if isinstance(x, PackedSequence) else None,
             self._key,
             not compiling,
-            *weights,
+            *[getattr(rnn, name).detach() for name in names],
+            (x.data if isinstance(x, PackedSequence) else x).detach() if whole else None,
+            hx.detach() if whole and hx is not None else None,
+            x.batch_sizes if isinstance(x, PackedSequence) else None,
+            x.sorted_indices if isinstance(x, PackedSequence) else None,
         )
         return (output._replace(data=data) if isinstance(output, PackedSequence) else data), h_n
 
@@ -217,23 +229,20 @@ _keys = itertools.count()
 _monitors: weakref.WeakValueDictionary[int, GradientMonitor] = weakref.WeakValueDictionary()
 
 
+@dataclass(frozen=True)
 class _States:
     """What a pass leaves to be read: tensors as the module took and gave them."""
 
-    def __init__(
-        self,
-        output: Tensor,
-        g: Tensor | None,
-        g_n: Tensor | None,
-        x: Tensor,
-        hx: Tensor | None,
-        batch_sizes: Tensor | None,
-        sorted_indices: Tensor | None,
-        weights: list[Tensor],
-    ) -> None:
-        self.output, self.g, self.g_n, self.x, self.hx = output, g, g_n, x, hx
-        self.batch_sizes, self.sorted_indices = batch_sizes, sorted_indices
-        self.weights = weights
+    output: Tensor
+    g: Tensor | None
+    g_n: Tensor | None
+    #: Every parameter; or, of the last layer alone, W_hh of each direction.
+    weights: list[Tensor]
+    #: None if the last layer alone is read.
+    x: Tensor | None
+    hx: Tensor | None
+    batch_sizes: Tensor | None
+    sorted_indices: Tensor | None
 
     def steps_first(self, rnn: nn.RNNBase) -> _States:
         """The same in the layout of the operators: [T, B, ...] or packed rows, states [L, B, H]."""
@@ -254,18 +263,17 @@ class _States:
                 values = values.index_select(1, self.sorted_indices)
             return values
 
-        output, x = sequence(self.output), sequence(self.x)
+        output = sequence(self.output)
         assert output is not None
-        assert x is not None
         return _States(
             output,
             sequence(self.g),
             state(self.g_n),
-            x,
+            self.weights,
+            sequence(self.x),
             state(self.hx),
             self.batch_sizes,
             None,
-            self.weights,
         )
 
 
@@ -275,17 +283,19 @@ def _layers(
     """Of each layer, the lowest first: its number, h and q [..., D, H], and its W_hh."""
     states = given.steps_first(rnn)
     directions, size = 2 if rnn.bidirectional else 1, rnn.hidden_size
-    dropped = rnn.dropout > 0 and rnn.training and rnn.num_layers > 1
     per_direction = 4 if rnn.bias else 2
     per_layer = per_direction * directions
     weights = [weight.to(states.output.dtype) for weight in states.weights]
-    of_layer = [weights[at : at + per_layer] for at in range(0, len(weights), per_layer)]
-
     outputs: list[Tensor] = []
-    data: Any = states.x.to(states.output.dtype)
-    if states.batch_sizes is not None:
-        data = PackedSequence(data, states.batch_sizes)
-    for layer in range(0 if dropped else rnn.num_layers - 1):
+    if states.x is None:
+        of_layer, recurrent = [], [weights]
+    else:
+        of_layer = [weights[at : at + per_layer] for at in range(0, len(weights), per_layer)]
+        recurrent = [each[1::per_direction] for each in of_layer]
+        data: Any = states.x.to(states.output.dtype)
+        if states.batch_sizes is not None:
+            data = PackedSequence(data, states.batch_sizes)
+    for layer in range(len(of_layer) - 1):
         hx = states.hx
         part = None if hx is None else hx[layer * directions : (layer + 1) * directions].to(data[0])
         data, _ = run(
@@ -303,21 +313,22 @@ def _layers(
     g = states.g
     for h in reversed(outputs):
         layer = rnn.num_layers - 1 - len(found)
-        recurrent = of_layer[layer][1::per_direction]
+        W_hh = recurrent[-1 - len(found)]
         h = h.unflatten(-1, (directions, size))  # type: ignore[no-untyped-call]
         g_n = states.g_n
         q, _ = _ops.linear_recurrence(
             h,
             None if g is None else g.contiguous().view(h.shape).to(h.dtype),
-            torch.stack(recurrent),
+            torch.stack(W_hh),
             None if g_n is None else g_n[layer * directions : (layer + 1) * directions].to(h.dtype),
             states.batch_sizes,
             directions - 1,
             _CODES[nonlinearity],
             True,
         )
-        g = q.flatten(-2) @ torch.cat(of_layer[layer][0::per_direction])
-        found.append((layer, h, q, recurrent))
+        found.append((layer, h, q, W_hh))
+        if len(found) < len(outputs):
+            g = q.flatten(-2) @ torch.cat(of_layer[layer][0::per_direction])
     return found[::-1]
 
 
@@ -335,24 +346,25 @@ def _observe(
     output: Tensor,
     g: Tensor | None,
     g_n: Tensor | None,
-    x: Tensor,
-    hx: Tensor | None,
-    batch_sizes: Tensor | None,
-    sorted_indices: Tensor | None,
     key: int,
     due: bool,
     weights: list[Tensor],
+    x: Tensor | None = None,
+    hx: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
 ) -> None:
     """Lets a monitor read, in a backward pass."""
     monitor = _monitors.get(key)
     if monitor is not None and (due or monitor._is_due()):
         with torch.no_grad():
-            monitor._read(_States(output, g, g_n, x, hx, batch_sizes, sorted_indices, weights))
+            monitor._read(_States(output, g, g_n, weights, x, hx, batch_sizes, sorted_indices))
 
 
 _operator = _ops.define(
-    "observe(Tensor output, Tensor? g, Tensor? g_n, Tensor x, Tensor? hx, Tensor? batch_sizes, "
-    "Tensor? sorted_indices, int key, bool due, Tensor[] weights) -> ()",
+    "observe(Tensor output, Tensor? g, Tensor? g_n, int key, bool due, Tensor[] weights, "
+    "Tensor? x=None, Tensor? hx=None, Tensor? batch_sizes=None, "
+    "Tensor? sorted_indices=None) -> ()",
     _observe,
 )
 
@@ -366,23 +378,13 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], result: tuple[Tensor, Tensor]) -> None:
-        output, _, x, hx, batch_sizes, sorted_indices, ctx.key, ctx.due, *rest = inputs
-        ctx.save_for_backward(output, x, hx, batch_sizes, sorted_indices, *rest)
+        output, _, ctx.key, ctx.due, *rest = inputs
+        ctx.save_for_backward(output, *rest)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Any, ...]:
-        output, x, hx, batch_sizes, sorted_indices, *weights = ctx.saved_tensors
-        _operator(
-            output,
-            g,
-            g_n,
-            x,
-            hx,
-            batch_sizes,
-            sorted_indices,
-            ctx.key,
-            ctx.due,
-            weights,
-        )
-        return (g, g_n, *[None] * (6 + len(weights)))
+        output, *rest, x, hx, batch_sizes, sorted_indices = ctx.saved_tensors
+        optional = (x, hx, batch_sizes, sorted_indices)
+        _operator(output, g, g_n, ctx.key, ctx.due, rest, *optional)
+        return (g, g_n, *[None] * (6 + len(rest)))
