@@ -1,6 +1,8 @@
 """What a GradientMonitor costs a training step: a line of JSON for each size.
 
-    python -m benchmarks.monitor [--compiled] [--seconds 20]
+    python -m benchmarks.monitor [--seconds 10] [--out benchmarks/results/monitor-MACHINE.json]
+
+Each size is measured eagerly and under torch.compile; ``--out`` saves all of them.
 
 The same training step with and without a monitor takes turns in blocks of some milliseconds, the
 order drawn anew for each pair. ``between`` is what a step without a reading costs more, the median
@@ -19,12 +21,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fused_bptt import RNN, GradientMonitor
+from fused_bptt.bench.machine import describe_machine, describe_software
 from fused_bptt.inspection import monitor as monitoring
 
 SIZES = ((100, 1, 16, 16), (100, 32, 16, 16), (100, 32, 64, 64), (100, 32, 64, 256))
@@ -110,12 +114,22 @@ def measure(size: tuple[int, int, int, int], compiled: bool, limit: float) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compiled", action="store_true", help="under torch.compile")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each size (default: 20)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each size (default: 10)")
+    parser.add_argument("--out", type=Path, help="a file of JSON for docs/tutorial.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for size in SIZES:
-        print(json.dumps(measure(size, given.compiled, given.seconds)), flush=True)
+    cells = []
+    for compiled in (False, True):
+        for size in SIZES:
+            cells.append(measure(size, compiled, given.seconds))
+            print(json.dumps(cells[-1]), flush=True)
+    if given.out is not None:
+        results = {
+            "machine": describe_machine(),
+            "software": describe_software(),
+            "cells": cells,
+        }
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -102,19 +102,26 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def render(text: str, source: str, root: Path = _ROOT) -> str:
-    """The page with its table and figures written anew from the results."""
-    results = json.loads((root / source).read_text())
+def figures_written(
+    text: str, figures: Mapping[str, Callable[[Results], str]], results: Results
+) -> str:
+    """The text with each `<!-- figure:NAME -->` written anew from the results."""
 
     def figure(found: re.Match[str]) -> str:
         name = found["name"]
-        if name not in FIGURES:
-            raise StaleError(f"figure:{name}: expected one of {', '.join(FIGURES)}")
-        return f"<!-- figure:{name} -->{FIGURES[name](results)}<!-- /figure -->"
+        if name not in figures:
+            raise StaleError(f"figure:{name}: expected one of {', '.join(figures)}")
+        return f"<!-- figure:{name} -->{figures[name](results)}<!-- /figure -->"
 
+    return _FIGURE.sub(figure, text)
+
+
+def render(text: str, source: str, root: Path = _ROOT) -> str:
+    """The page with its table and figures written anew from the results."""
+    results = json.loads((root / source).read_text())
     before, _, after = _split(text)
     name = f"<!-- from {source} by benchmarks/steps.py -->"
-    before, after = _FIGURE.sub(figure, before), _FIGURE.sub(figure, after)
+    before, after = (figures_written(part, FIGURES, results) for part in (before, after))
     return f"{before}{BEGIN}\n{name}\n\n{table(results)}\n\n{END}{after}"
 
 

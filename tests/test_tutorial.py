@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import tutorial
+
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -53,3 +55,22 @@ def test_headings_are_where_the_contents_say() -> None:
     for (title, anchor), heading in zip(linked, headings, strict=True):
         assert heading[3:] == title
         assert anchor == re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_figures_are_the_results() -> None:
+    tutorial.main(["--check"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        (" % of a step of", "1 % of a step of", "is not what its results say"),
+        ("figure:monitor-short", "figure:shortest", "expected one of"),
+        ("by benchmarks/tutorial.py", "", "names no file"),
+    ],
+)
+def test_other_figures_are_refused(tmp_path: Path, old: str, new: str, error: str) -> None:
+    page = tmp_path / "tutorial.md"
+    page.write_text(TUTORIAL.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=error):
+        tutorial.main(["--check", "--page", str(page)])
