@@ -310,8 +310,7 @@ def test_aot_inductor(tmp_path: Path) -> None:
 
 
 ONNX_OPTIONS = OPTIONS | {
-    phi: {"nonlinearity": phi, "bidirectional": True}
-    for phi in ("sigmoid", "softplus", "identity")
+    phi: {"nonlinearity": phi, "bidirectional": True} for phi in ("sigmoid", "softplus", "identity")
 }
 
 
