@@ -89,8 +89,8 @@ FAULTS = (
     Fault(
         "the last state of a row that ends is not stored",
         "recurrence.cuh",
-        "steps && b >= r.next)",
-        "steps && b > r.next)",
+        "steps && b >= r.next;",
+        "steps && b > r.next;",
         "small_cta",
     ),
     Fault(

@@ -54,6 +54,13 @@ def test_who_comes_closest_stands_first() -> None:
     assert summary.fastest(found[1]) == ("jax", pytest.approx(2))
 
 
+def test_who_is_fastest_does_not_contradict_the_ratio_beside() -> None:
+    # Theirs has the lower median, and is slower in two rounds of three.
+    close = results(block(ours=[1.0, 2.0, 1.5], theirs=[1.1, 1.4, 1.65]))
+    (found,) = summary.select(close, 1, "forward_backward")
+    assert summary.fastest(found) == (OURS, pytest.approx(1.1))
+
+
 def test_slopes_are_those_of_the_largest_points() -> None:
     points = [(1, 5.0), (10, 6.0), (100, 10.0), (1000, 100.0), (10_000, 1000.0)]
     assert summary.slope(points) == pytest.approx(1.0)

@@ -178,10 +178,10 @@ def _growth(
 ) -> None:
     for name, those in reversed(list(points.items())):
         slope = summary.slope(those)
-        label = summary.title(name) + ("" if slope is None else f", slope {slope:.2f}")
+        label = summary.title(name) + ("" if slope is None else f": {slope:.2f}")
         _line(axes, dict(those), name, label)
     sizes = sorted({size for those in points.values() for size, _ in those})
-    _log(axes, sizes, axis, "seconds a call", f"as {axis} grows; {fixed}")
+    _log(axes, sizes, axis, "seconds a call", f"as {axis} grows; {fixed} (name: slope)")
 
 
 def memories(results: Results) -> Iterator[Chart]:
@@ -294,7 +294,7 @@ def _log(axes: Axes, sizes: list[int], x: str, y: str, title: str) -> None:
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=7.5,
+        handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=7,
         frameon=False, columnspacing=1, handlelength=1.8,
     )  # fmt: skip
 

@@ -41,7 +41,8 @@ th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .left { text-align: left; }
 .win { background: var(--win); } .loss { background: var(--loss); }
 .loss b::before { content: "\\2193 "; }
-.who td { text-align: center; padding: .22rem .35rem; line-height: 1.2; }
+.standing td, .standing th { font-size: .78rem; padding: .22rem .3rem; }
+.who td { text-align: center; padding: .22rem .25rem; line-height: 1.2; font-size: .8rem; }
 .who th { text-align: center; }
 @media (max-width: 600px) {
   .wide { display: none; }

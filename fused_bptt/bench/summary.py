@@ -131,11 +131,22 @@ def standings(found: Sequence[Block], rivals: Sequence[str]) -> list[Standing]:
 
 
 def fastest(block: Block) -> tuple[str, float] | None:
-    """Who is fastest, and how many times as fast as the next; None if fewer than two were timed."""
-    times = sorted((block.seconds(name) or math.inf, name) for name in block.timed)
-    if len(times) < 2:
+    """Who is fastest, and how many times as fast as the next; None if fewer than two were timed.
+
+    By ratios of the same round to one of them, ours if it was timed: where two are close, medians
+    of their times can contradict the ratio that stands beside.
+    """
+    timed = block.timed
+    if len(timed) < 2:
         return None
-    return times[0][1], times[1][0] / times[0][0]
+    one = OURS if OURS in timed else timed[0]
+
+    def ratio(slow: str, fast: str) -> float:
+        found = block.ratio(slow, fast)
+        return math.inf if found is None else found.median
+
+    first, second = sorted(timed, key=lambda name: ratio(name, one))[:2]
+    return first, ratio(second, first)
 
 
 def size(cell: Cell, axis: str) -> int:
