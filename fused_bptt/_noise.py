@@ -39,15 +39,8 @@ class StateNoise(NamedTuple):
                 f"recurrent_dropout, zoneout: expected one of them to be 0, got {dropout} and "
                 f"{zoneout}"
             )
-        # A recomputation (torch.utils.checkpoint) would go on with the generator and draw other
-        # masks than the pass that it repeats, silently. Torch's own generator it puts back.
-        if not self.training or self.generator is None or torch.compiler.is_dynamo_compiling():
-            return
-        if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "generator: expected None where the forward pass is computed again in a backward "
-                "pass (torch.utils.checkpoint puts only torch's own generator back), got one"
-            )
+        if self.training:
+            check_generator(self.generator)
 
     def none(self) -> bool:
         """Whether the layer is the plain one."""
@@ -60,6 +53,21 @@ class StateNoise(NamedTuple):
         """
         numbers = torch.rand(like.shape, generator=self.generator, device=like.device)
         return (numbers < probability).to(like.dtype)
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raises where a pass that is computed again (torch.utils.checkpoint) would draw from it.
+
+    It would draw other numbers than the pass that it repeats, silently; torch's own generator is
+    put back.
+    """
+    if generator is None or torch.compiler.is_dynamo_compiling():
+        return
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "generator: expected None where the forward pass is computed again in a backward "
+            "pass (torch.utils.checkpoint puts only torch's own generator back), got one"
+        )
 
 
 def layer(

@@ -198,7 +198,7 @@ class Steps:
         """Each row's own [G, H] of a state [G, B, H], as rows [N, G, H]."""
         state = state.transpose(0, 1)
         if self.batch_sizes is None:
-            steps = self.rows // self.batch
+            steps = self.rows // self.batch if self.batch else 0
             return state.expand(steps, *state.shape).reshape(self.rows, *state.shape[1:])
         return state.index_select(0, batch_rows(self.batch_sizes).to(state.device))
 

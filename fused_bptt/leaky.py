@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._autograd import _transformed
 from ._leaky_layer import leaky_layer
+from ._noise import check_generator
 from .functional import _NONLINEARITIES, _check_reset
 
 FORMS = ("inside", "rate", "voltage")
@@ -89,7 +90,7 @@ class LeakyRNN(nn.Module):
         if nonlinearity not in _NONLINEARITIES:
             names = ", ".join(_NONLINEARITIES)
             raise ValueError(f"nonlinearity: expected one of {names}, got {nonlinearity!r}")
-        if noise_std < 0:
+        if not noise_std >= 0:
             raise ValueError(f"noise_std: expected 0 or more, got {noise_std}")
         if num_layers < 1:
             raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
@@ -165,7 +166,8 @@ class LeakyRNN(nn.Module):
             noise: added to z_t, shaped as the output, and of several layers one for each; it takes
                 the place of ``noise_std``.
             generator: draws the seed of a layer's noise; the same state of it gives the same noise,
-                whatever the number of threads.
+                whatever the number of threads. Compiled, or under a transform of ``torch.func``, it
+                draws the noise itself: other numbers.
             return_rates: also return r.
 
         Returns:
@@ -281,7 +283,9 @@ class LeakyRNN(nn.Module):
         fresh = first.expand(D, rows, H)
         scale = seed = None
         if noise is None and self.noise_std > 0:
-            if torch.compiler.is_compiling() or _transformed():  # they can hold no seed
+            check_generator(generator)
+            # These can hold no seed, or have no kernel for it.
+            if torch.compiler.is_compiling() or _transformed() or not data.is_cpu:
                 shape = (*data.shape[:-1], D * H)
                 noise = torch.randn(
                     shape, dtype=data.dtype, device=data.device, generator=generator

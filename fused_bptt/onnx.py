@@ -13,7 +13,13 @@ from onnxscript import opset18 as op
 
 from . import _ops
 
-_ACTIVATIONS = {_ops.TANH: "Tanh", _ops.RELU: "Relu"}
+_ACTIVATIONS = {
+    _ops.TANH: "Tanh",
+    _ops.RELU: "Relu",
+    _ops.SIGMOID: "Sigmoid",
+    _ops.SOFTPLUS: "Softplus",
+    _ops.IDENTITY: "Affine",
+}
 
 
 def _layer(
@@ -44,6 +50,9 @@ def _layer(
     if bias_ih is not None:
         pair = op.Constant(value_ints=[directions, hidden_size])
         B = op.Concat(op.Reshape(bias_ih, pair), op.Reshape(bias_hh, pair), axis=1)
+    affine = {}
+    if nonlinearity == _ops.IDENTITY:  # alpha x + beta; ONNX gives them no defaults
+        affine = {"activation_alpha": [1.0] * directions, "activation_beta": [0.0] * directions}
     Y, Y_h = op.RNN(
         x,
         W,
@@ -54,6 +63,7 @@ def _layer(
         activations=[_ACTIVATIONS[nonlinearity]] * directions,
         direction="bidirectional" if directions == 2 else "forward",
         hidden_size=hidden_size,
+        **affine,
     )
     # [T, D, B, H] to [T, B, D * H].
     Y = op.Transpose(Y, perm=[0, 2, 1, 3])

@@ -10,6 +10,7 @@ from tolerance import Named, assert_close, assert_exact
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from fused_bptt import LeakyRNN, _ops
 from fused_bptt.parametrizations import Dale, dale_signs
@@ -228,6 +229,28 @@ def test_gradients_of_gradients_see_the_same_noise() -> None:
     assert_close(plain, twice)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_sees_the_same_noise(use_reentrant: bool) -> None:
+    m = module("rate", leak=0.2, noise_std=0.5, num_layers=2)
+    x = double(T, B, I).requires_grad_()
+    found = []
+    for call in (m, lambda x: checkpoint(m, x, use_reentrant=use_reentrant)):
+        torch.manual_seed(5)
+        x.grad = None
+        call(x)[0].square().sum().backward()
+        found.append({"": x.grad})
+    assert_exact(*found)
+
+
+def test_checkpoint_with_another_generator_is_an_error() -> None:
+    """Its numbers cannot be drawn a second time; other noise would give wrong gradients."""
+    m = LeakyRNN(I, H, leak=0.2, noise_std=0.5)
+    x, generator = torch.randn(T, B, I, requires_grad=True), torch.Generator().manual_seed(1)
+    output, _ = checkpoint(m, x, generator=generator, use_reentrant=False)
+    with pytest.raises(RuntimeError, match=r"generator: expected None where .* got one"):
+        output.sum().backward()
+
+
 def test_noise_in_16_bits() -> None:
     m = LeakyRNN(I, H, leak=0.2, noise_std=0.3, dtype=torch.bfloat16)
     output, _ = m(torch.zeros(T, B, I).bfloat16(), generator=torch.Generator().manual_seed(1))
@@ -347,6 +370,7 @@ def test_parametrizations_of_the_weights() -> None:
         ("leak", {"leak": 0.0, "scale_noise": True}),
         ("nonlinearity", {"leak": 0.1, "nonlinearity": "sine"}),
         ("noise_std", {"leak": 0.1, "noise_std": -1.0}),
+        ("noise_std", {"leak": 0.1, "noise_std": float("nan")}),
         ("num_layers", {"leak": 0.1, "num_layers": 0}),
         ("dropout", {"leak": 0.1, "dropout": 1.5}),
     ],

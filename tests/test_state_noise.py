@@ -204,12 +204,15 @@ def test_the_generator_says_the_masks(kind: str) -> None:
 
 
 @both_kinds
-def test_no_steps(kind: str) -> None:
-    m = fused_bptt.RNN(3, 8, **{kind: P})
-    hx = torch.randn(1, 2, 8)
-    output, h_n = m(torch.zeros(0, 2, 3), hx)
-    assert output.shape == (0, 2, 8)
+@pytest.mark.parametrize(("T", "B"), [(0, 2), (4, 0)])
+def test_nothing_to_do(kind: str, T: int, B: int) -> None:
+    m = fused_bptt.RNN(3, 8, bidirectional=True, **{kind: P})
+    hx = torch.randn(2, B, 8, requires_grad=True)
+    output, h_n = m(torch.zeros(T, B, 3), hx, reset=torch.zeros(T, B, dtype=torch.bool))
+    assert output.shape == (T, B, 16)
     assert torch.equal(h_n, hx)
+    (output.sum() + h_n.sum()).backward()
+    assert torch.equal(hx.grad, torch.ones_like(hx))
 
 
 @both_kinds

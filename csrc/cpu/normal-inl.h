@@ -6,7 +6,9 @@
 // Column n of row r in group g has the word n % 64 / 16 of the counter (n / 64 * 16 + n % 16, r,
 // g). Words 0 and 1 make the numbers of both, and so do words 2 and 3:
 //
-//   sqrt(-2 log u) cos(2 pi t) and sqrt(-2 log u) sin(2 pi t), u and t of 24 bits, 0 < u < 1
+//   sqrt(-2 log u) cos(2 pi t) and sqrt(-2 log u) sin(2 pi t), u and t of 24 bits, 0 < u <= 1
+//
+// Nothing here is a fused multiply-add, which the baseline does not have: its bits would be others.
 
 using Words = Vec<uint32_t>;
 using WideWords = Vec<uint64_t>;
@@ -35,15 +37,23 @@ inline void philox(Words (&c)[4], uint32_t key0, uint32_t key1) {
   }
 }
 
-// sqrt(-2 log u) for a normal number u, 0 < u < 1.
+template <int N>
+inline Vec<float> unfused_polynomial(const float (&coefficients)[N], Vec<float> x) {
+  Vec<float> sum = broadcast(coefficients[N - 1]);
+#pragma GCC unroll 8
+  for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficients[i];
+  return sum;
+}
+
+// sqrt(-2 log u) for a normal number u, 0 < u <= 1.
 inline Vec<float> radius(Vec<float> u) {
   const SignedWords bits = reinterpret_cast<SignedWords>(u);
   const SignedWords exponent = (bits - 0x3f3504f3) >> 23;  // u = 2^e m, m in [sqrt(1/2), sqrt(2))
   const Vec<float> m = reinterpret_cast<Vec<float>>(bits - (exponent << 23));
   const Vec<float> s = (m - 1.0f) / (m + 1.0f);
   constexpr float terms[] = {2.0f, 2.0f / 3, 2.0f / 5, 2.0f / 7, 2.0f / 9, 2.0f / 11};
-  const Vec<float> log = fma(__builtin_convertvector(exponent, Vec<float>), broadcast(0.693147181f),
-                             s * polynomial(terms, s * s));
+  const Vec<float> log = __builtin_convertvector(exponent, Vec<float>) * 0.693147181f +
+                         s * unfused_polynomial(terms, s * s);
   const Vec<float> x = -2.0f * log;
   // 1 / sqrt(x) from its bits, and by Newton's method.
   Vec<float> y = reinterpret_cast<Vec<float>>(0x5f3759df - (reinterpret_cast<SignedWords>(x) >> 1));
@@ -54,8 +64,8 @@ inline Vec<float> radius(Vec<float> u) {
 
 inline void box_muller(Words first, Words second, Vec<float>* cosine, Vec<float>* sine) {
   const Vec<float> u =
-      fma(__builtin_convertvector(reinterpret_cast<SignedWords>(first >> 8), Vec<float>),
-          broadcast(0x1p-24f), broadcast(0x1p-25f));
+      __builtin_convertvector(reinterpret_cast<SignedWords>(first >> 8), Vec<float>) * 0x1p-24f +
+      0x1p-25f;
   const Vec<float> r = radius(u);
   const SignedWords turns = reinterpret_cast<SignedWords>(second >> 8);
   const SignedWords quarter = (turns + (1 << 21)) >> 22;
@@ -63,8 +73,8 @@ inline void box_muller(Words first, Words second, Vec<float>* cosine, Vec<float>
       __builtin_convertvector(turns - (quarter << 22), Vec<float>) * (6.283185307f * 0x1p-24f);
   constexpr float of_sine[] = {1.0f, -1.0f / 6, 1.0f / 120, -1.0f / 5040, 1.0f / 362880};
   constexpr float of_cosine[] = {1.0f, -0.5f, 1.0f / 24, -1.0f / 720, 1.0f / 40320};
-  const Vec<float> s = r * a * polynomial(of_sine, a * a);
-  const Vec<float> c = r * polynomial(of_cosine, a * a);
+  const Vec<float> s = r * a * unfused_polynomial(of_sine, a * a);
+  const Vec<float> c = r * unfused_polynomial(of_cosine, a * a);
   const SignedWords odd = -(quarter & 1);
   *cosine = odd ? s : c;
   *sine = odd ? c : s;
