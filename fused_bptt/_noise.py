@@ -51,8 +51,14 @@ class StateNoise(NamedTuple):
 
         It is drawn in float32, so the masks are the same in every dtype.
         """
-        numbers = torch.rand(like.shape, generator=self.generator, device=like.device)
+        numbers = torch.rand(like.shape, device=like.device, **drawn_from(self.generator))
         return (numbers < probability).to(like.dtype)
+
+
+def drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
+    """The argument of torch's factories; none for none: with ``generator=None`` they refuse a size
+    that is symbolic, as it is in a compiled graph of dynamic shapes."""
+    return {} if generator is None else {"generator": generator}
 
 
 def check_generator(generator: torch.Generator | None) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._autograd import _transformed
 from ._leaky_layer import leaky_layer
-from ._noise import check_generator
+from ._noise import check_generator, drawn_from
 from .functional import _NONLINEARITIES, _check_reset
 
 FORMS = ("inside", "rate", "voltage")
@@ -288,7 +288,7 @@ class LeakyRNN(nn.Module):
             if torch.compiler.is_compiling() or _transformed() or not data.is_cpu:
                 shape = (*data.shape[:-1], D * H)
                 noise = torch.randn(
-                    shape, dtype=data.dtype, device=data.device, generator=generator
+                    shape, dtype=data.dtype, device=data.device, **drawn_from(generator)
                 )
             else:
                 seed = int(torch.randint(2**63 - 1, (), generator=generator))

@@ -325,13 +325,14 @@ def test_noise_under_vmap(randomness: str) -> None:
     assert torch.equal(found[0], found[1]) == (randomness == "same")
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("noise_std", [0.0, 0.1])
 @each_form
-def test_compiled(form: str, noise_std: float) -> None:
+def test_compiled(form: str, noise_std: float, dynamic: bool) -> None:
     torch.compiler.reset()
     m = module(form, leak=0.3, num_layers=2, bidirectional=True, noise_std=noise_std)
     x = double(T, B, I).requires_grad_()
-    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(m, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     found = [run(x, reset=MASK, return_rates=True) for run in (m, compiled)]
     plain, other = (gradients(values, [x, *m.parameters()]) for values in found)
     if not noise_std:

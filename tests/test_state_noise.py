@@ -261,11 +261,13 @@ def test_vmap(kind: str) -> None:
     assert not torch.equal(own[0], own[1])
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @both_kinds
-def test_compiled(kind: str) -> None:
+def test_compiled(kind: str, dynamic: bool) -> None:
+    torch.compiler.reset()
     m = fused_bptt.RNN(3, 8, bidirectional=True, **{kind: P})
     x = torch.randn(5, 2, 3)
-    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(m, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     torch.manual_seed(2)
     expected = m(x)[0]
     torch.manual_seed(2)
