@@ -10,80 +10,36 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import figures
+from benchmarks.pages import (
+    StaleError,
+    figures_written,
+    named,
+    refuse_loose_figures,
+    source_of,
+    split,
+)
 from fused_bptt.bench import charts
 from fused_bptt.bench import results as store
 
 _ROOT = Path(__file__).parent.parent
-PICTURE = "docs/benchmark.png"
+COMMAND, PICTURE = "readme", "docs/benchmark.png"
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-_SOURCE = re.compile(r"<!-- from (?P<path>\S+) by benchmarks/readme.py -->")
-_FIGURE = re.compile(r"<!-- figure:(?P<name>\S+) -->(?P<text>.*?)<!-- /figure -->", re.DOTALL)
-
-# What a figure of speed or memory looks like: a number, or a range, with a unit or a comparison.
-_CLAIM = re.compile(
-    r"\d[\d.,]*\s*(?:[x\u00d7]\s*(?:as|faster|slower|less|more)|times\s+(?:as|faster|slower|less|more)"
-    r"|(?:n|µ|u|m)s\b|seconds?\b|GF/s|GB/s|(?:k|M|G)i?B\b|%)",
-    re.IGNORECASE,
-)
-
-
-class StaleError(Exception):
-    """The text has no markers, names no results, or does not show what they say."""
-
-
-def split(text: str) -> tuple[str, str, str]:
-    """What comes before the block, the block, and what follows."""
-    before, begin, rest = text.partition(BEGIN)
-    block, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StaleError(f"the markers {BEGIN} and {END} are not there")
-    return before, block, after
-
-
-def source_of(text: str) -> str:
-    """The file of results that the block names, relative to the repository."""
-    found = _SOURCE.search(split(text)[1])
-    if found is None:
-        raise StaleError("the block names no file of results; run benchmarks.readme with one")
-    return found["path"]
 
 
 def render(text: str, source: str, root: Path = _ROOT) -> str:
     """The text with its block and its figures written anew from the results."""
     results = store.load(root / source)
 
-    def figure(found: re.Match[str]) -> str:
-        name = found["name"]
-        if name not in figures.FIGURES:
-            known = ", ".join(figures.FIGURES)
-            raise StaleError(f"figure:{name}: expected one of {known}")
-        return f"<!-- figure:{name} -->{figures.FIGURES[name](results)}<!-- /figure -->"
-
-    before, _, after = split(text)
+    before, _, after = split(text, BEGIN, END)
     block = figures.table(results, source, PICTURE)
-    name = f"<!-- from {source} by benchmarks/readme.py -->"
-    before, after = _FIGURE.sub(figure, before), _FIGURE.sub(figure, after)
-    return f"{before}{BEGIN}\n{name}\n\n{block}\n\n{END}{after}"
-
-
-def refuse_loose_figures(text: str) -> None:
-    """Raise where a figure of speed stands outside what this command writes."""
-    before, _, after = split(text)
-    for part in (before, after):
-        prose = re.sub(r"```.*?```", "", _FIGURE.sub("", part), flags=re.DOTALL)
-        found = _CLAIM.search(prose)
-        if found:
-            raise StaleError(
-                f"{found[0]!r} is a figure that no file of results holds: write it as "
-                "<!-- figure:NAME --><!-- /figure --> and compute it in benchmarks/figures.py"
-            )
+    before, after = (figures_written(part, figures.FIGURES, results) for part in (before, after))
+    return f"{before}{BEGIN}\n{named(source, COMMAND)}\n\n{block}\n\n{END}{after}"
 
 
 def stamp(root: Path, source: str) -> str:
@@ -125,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.results is not None:
             source = options.results.resolve().relative_to(root).as_posix()
         else:
-            source = source_of(text)
+            source = source_of(split(text, BEGIN, END)[1], COMMAND)
         fresh = render(text, source, root)
-        refuse_loose_figures(fresh)
+        before, _, after = split(fresh, BEGIN, END)
+        refuse_loose_figures(before, after)
         if options.check:
             check(text, fresh, root, source)
             return

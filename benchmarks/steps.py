@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import _CLAIM, _FIGURE, StaleError
+from benchmarks.pages import (
+    Results,
+    StaleError,
+    figures_written,
+    named,
+    refuse_loose_figures,
+    source_of,
+    split,
+)
 
 _ROOT = Path(__file__).parent.parent
 PAGE = _ROOT / "docs" / "steps.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-_SOURCE = re.compile(r"<!-- from (?P<path>\S+) by benchmarks/steps.py -->")
-
-Results = Mapping[str, Any]
+COMMAND = "steps"
 
 
 def _cell(results: Results, name: int | str) -> dict[str, Any]:
@@ -102,44 +107,12 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def figures_written(
-    text: str, figures: Mapping[str, Callable[[Results], str]], results: Results
-) -> str:
-    """The text with each `<!-- figure:NAME -->` written anew from the results."""
-
-    def figure(found: re.Match[str]) -> str:
-        name = found["name"]
-        if name not in figures:
-            raise StaleError(f"figure:{name}: expected one of {', '.join(figures)}")
-        return f"<!-- figure:{name} -->{figures[name](results)}<!-- /figure -->"
-
-    return _FIGURE.sub(figure, text)
-
-
 def render(text: str, source: str, root: Path = _ROOT) -> str:
     """The page with its table and figures written anew from the results."""
     results = json.loads((root / source).read_text())
-    before, _, after = _split(text)
-    name = f"<!-- from {source} by benchmarks/steps.py -->"
+    before, _, after = split(text, BEGIN, END)
     before, after = (figures_written(part, FIGURES, results) for part in (before, after))
-    return f"{before}{BEGIN}\n{name}\n\n{table(results)}\n\n{END}{after}"
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    before, begin, rest = text.partition(BEGIN)
-    block, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StaleError(f"the markers {BEGIN} and {END} are not there")
-    return before, block, after
-
-
-def refuse_loose_figures(text: str) -> None:
-    """Raise where a figure of speed or memory stands outside what this command writes."""
-    before, _, after = _split(text)
-    for part in (before, after):
-        found = _CLAIM.search(re.sub(r"```.*?```", "", _FIGURE.sub("", part), flags=re.DOTALL))
-        if found:
-            raise StaleError(f"{found[0]!r} is a figure that no file of results holds")
+    return f"{before}{BEGIN}\n{named(source, COMMAND)}\n\n{table(results)}\n\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,15 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         text = options.page.read_text()
-        named = _SOURCE.search(_split(text)[1])
         if options.results is not None:
             source = options.results.resolve().relative_to(_ROOT).as_posix()
-        elif named is not None:
-            source = named["path"]
         else:
-            raise StaleError("the page names no file of results; run benchmarks.steps with one")
+            source = source_of(split(text, BEGIN, END)[1], COMMAND)
         fresh = render(text, source)
-        refuse_loose_figures(fresh)
+        before, _, after = split(fresh, BEGIN, END)
+        refuse_loose_figures(before, after)
         if options.check and fresh != text:
             raise StaleError(f"the page is not what {source} says; run benchmarks.steps")
     except (OSError, ValueError, StaleError) as error:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.readme import StaleError
-from benchmarks.steps import Results, figures_written
+from benchmarks.pages import Results, StaleError, figures_written, source_of
 
 _ROOT = Path(__file__).parent.parent
 PAGE = _ROOT / "docs" / "tutorial.md"
-_SOURCE = re.compile(r"<!-- from (?P<path>\S+) by benchmarks/tutorial.py -->")
 
 
 def _cost(results: Results, compiled: bool, B: int, H: int) -> str:
@@ -42,10 +39,8 @@ FIGURES: dict[str, Callable[[Results], str]] = {
 
 def render(text: str) -> str:
     """The page with its figures written anew from the results that it names."""
-    named = _SOURCE.search(text)
-    if named is None:
-        raise StaleError("the page names no file of results")
-    return figures_written(text, FIGURES, json.loads((_ROOT / named["path"]).read_text()))
+    results = json.loads((_ROOT / source_of(text, "tutorial")).read_text())
+    return figures_written(text, FIGURES, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
