@@ -58,8 +58,8 @@ def calls(T: int, B: int, INPUTS: int, H: int) -> dict[str, Callable[[], Any]]:
 class Collected(Calls):
     """Turns with the garbage collector at work, as it is where these are used.
 
-    torch.func leaves it a class a call, and memory with it. Where it ran between turns alone, a call
-    took more than twice as long in some processes and not in others.
+    torch.func leaves it a class a call, and memory with it. Where it ran between turns alone, a
+    call took more than twice as long in some processes and not in others.
     """
 
     def take(self) -> float:
