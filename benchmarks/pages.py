@@ -1,6 +1,6 @@
 """Pages whose figures are written by a command: a block between markers, and figures in sentences.
 
-For benchmarks/readme.py, steps.py and tutorial.py. Never measures.
+For benchmarks/readme.py, steps.py, tutorial.py and transforms.py. Never measures.
 """
 
 from __future__ import annotations

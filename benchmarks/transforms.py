@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.readme import BEGIN, END, split
+from benchmarks.pages import named, split
+from benchmarks.readme import BEGIN, END
 from fused_bptt.bench import machine
 
 ROOT = Path(__file__).parent.parent
@@ -488,10 +489,9 @@ def table(results: dict[str, Any]) -> str:
 
 def render(text: str) -> str:
     """The page with its table written anew."""
-    before, _, after = split(text)
+    before, _, after = split(text, BEGIN, END)
     made = table(json.loads((ROOT / RESULTS).read_text()))
-    source = f"<!-- from {RESULTS} by benchmarks/transforms.py -->"
-    return f"{before}{BEGIN}\n{source}\n\n{made}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n{named(RESULTS, 'transforms')}\n\n{made}\n\n{END}{after}"
 
 
 def main() -> None:
