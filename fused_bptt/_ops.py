@@ -130,9 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
-        clip: of the adjoint on the CPU: v_t + r_t is clipped before d_t multiplies it, each number
+        clip: of the adjoint: v_t + r_t is clipped before d_t multiplies it, each number
             to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
-            less than 1 (``CLIP_NORM``).
+            less than 1 (``CLIP_NORM``, on the CPU alone).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -852,7 +852,7 @@ def cuda_archs() -> list[str]:
 
 
 def explain_plan(
-    B: int, G: int, H: int, products: str, device_limits: str, leak: bool = False
+    B: int, G: int, H: int, products: str, device_limits: str, step: str = "plain"
 ) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
@@ -864,7 +864,8 @@ def explain_plan(
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
-        leak: of :func:`leaky_recurrence` and :func:`leaky_linear`. Default False.
+        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"``, of
+            an adjoint with ``CLIP_VALUE``; else ``"plain"``, the default.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -874,7 +875,7 @@ def explain_plan(
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, leak)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, step)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:
