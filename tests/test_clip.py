@@ -83,8 +83,8 @@ def solve(
         output, h_n = taped_rnn(data, hx, weights, batch_sizes=sizes, **options, **of_loop(clip))
     found = {"output": data_of(output), "h_n": h_n}
     cotangents = [cotangent(value, seed) for seed, value in enumerate(found.values())]
-    if spoiled is not None:
-        cotangents[0][tuple(size // 2 for size in cotangents[0].shape)] = spoiled
+    if spoiled is not None:  # at the first step, after which nothing more spreads it
+        cotangents[0][(0, *(size // 2 for size in cotangents[0].shape[1:]))] = spoiled
     bars = torch.autograd.grad(list(found.values()), list(leaves.values()), cotangents)
     found |= {f"grad {name}": bar for name, bar in zip(leaves, bars, strict=True)}
     return {name: value.detach() for name, value in found.items()}
