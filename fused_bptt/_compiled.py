@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _leaky, _leaky_layer
+from . import _autograd, _leaky, _leaky_layer, _lengths
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -47,3 +47,9 @@ def leaky_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def leaky_recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._leaky.leaky_recurrence`."""
     return _leaky.leaky_recurrence(*arguments)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def asserted_lengths(lengths: Tensor, T: int) -> Tensor:
+    """:func:`fused_bptt._lengths.asserted`."""
+    return _lengths.asserted(lengths, T)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _noise, _ops
 from ._autograd import layer
-from ._lengths import Ragged, check_lengths
+from ._lengths import Masked, Ragged, check_lengths, check_range, readable
 from ._noise import StateNoise
 
 _NONLINEARITIES = {
@@ -172,9 +172,15 @@ def rnn(
             forward pass are not touched. On the CPU; not together with ``checkpoint_every``,
             ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
-            the device of input (a GPU's are copied to the host). What is past a row's end is not
-            read and its output is zero; h_n holds each row's own last state. Not under ``vmap``
-            and ``torch.compile``. Default None: every row has T steps.
+            the device of input. What is past a row's end is not read, its output and its gradient
+            are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
+            walked packed and nothing past the end is computed. On an accelerator, under
+            ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the numbers are
+            never copied to the host: the padded batch is walked and masked, a number out of range
+            is a RuntimeError (a GPU's, when it comes to it), random masks are another draw than
+            the packed walk's, and ``reset`` with ``bidirectional`` takes neither ``hx`` nor
+            ``reset_state``, as the end of a row and its resets would need two states for one.
+            Default None: every row has T steps.
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
@@ -361,7 +367,7 @@ def _of_lengths(
     state_batch_first: bool,
     **options: Any,
 ) -> tuple[Any, Tensor]:
-    """:func:`rnn` of padded rows of different lengths, walked as a packed sequence."""
+    """:func:`rnn` of padded rows of different lengths."""
     if isinstance(input, PackedSequence) or input.dim() != 3:
         got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
         raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
@@ -372,18 +378,40 @@ def _of_lengths(
         hx = hx if hx is None else hx.transpose(0, 1)
         reset_state = reset_state if reset_state is None else reset_state.transpose(0, 1)
     T, B = input.shape[:2]
-    check_lengths(lengths, T, B, input.device)
+    check_lengths(lengths, B, input.device)
     states = options["num_layers"] * (2 if options["bidirectional"] else 1)
-    if hx is None:
-        hx = input.new_zeros(states, B, weights[1].size(0))
+    shape = (states, B, weights[1].size(0))
     for name, state in (("hx", hx), ("reset_state", reset_state)):
-        if state is not None and state.shape != (states, B, weights[1].size(0)):
-            raise RuntimeError(
-                f"{name}: expected shape {[states, B, weights[1].size(0)]}, got {list(state.shape)}"
-            )
+        if state is not None and state.shape != shape:
+            raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(state.shape)}")
+    if hx is not None and hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"hx: expected dtype {input.dtype} (that of input), got {hx.dtype}")
     if reset is not None:
         _check_reset(reset, input, reset_state)
-    ragged = Ragged(lengths, T)
+    walk = _walk_packed if T == 0 or readable(lengths) else _walk_masked
+    outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
+    if batch_first:
+        outputs = [output.transpose(0, 1) for output in outputs]
+    return (
+        tuple(outputs) if options["return_all_layers"] else outputs[-1],
+        h_n.transpose(0, 1) if state_batch_first else h_n,
+    )
+
+
+def _walk_packed(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs that are asked for, and the last states, of a packed sequence of the rows."""
+    check_range(lengths, input.size(0))
+    hx = input.new_zeros(shape) if hx is None else hx
+    ragged = Ragged(lengths, input.size(0))
     output, last = rnn(
         PackedSequence(ragged.pack(input), ragged.batch_sizes),
         hx.index_select(1, ragged.order),
@@ -392,16 +420,49 @@ def _of_lengths(
         reset_state=reset_state if reset_state is None else reset_state[:, ragged.order],
         **options,
     )
+    packed = output if options["return_all_layers"] else [output]
+    outputs = [ragged.pad(of_layer.data) for of_layer in packed]
+    return outputs, hx.to(last.dtype).index_copy(1, ragged.order, last)
 
-    def padded(packed: PackedSequence) -> Tensor:
-        whole = ragged.pad(packed.data)
-        return whole.transpose(0, 1) if batch_first else whole
 
-    h_n = hx.to(last.dtype).index_copy(1, ragged.order, last)
-    return (
-        tuple(map(padded, output)) if options["return_all_layers"] else padded(output),
-        h_n.transpose(0, 1) if state_batch_first else h_n,
+def _walk_masked(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """As :func:`_walk_packed`, of the padded batch."""
+    bidirectional = options["bidirectional"]
+    if reset is not None and bidirectional and not (hx is None and reset_state is None):
+        raise ValueError(
+            "reset: expected no hx and no reset_state with lengths and bidirectional=True, where "
+            "lengths are not read on the host, got one (a row would be cut with two states)"
+        )
+    rows = Masked(lengths, input.size(0))
+    start = None if hx is None else hx.masked_fill(rows.empty, 0)
+    if start is not None and bidirectional:
+        reset_state = start
+    # A state without bounds could reach infinity in the steps past the end, and 0 x inf the
+    # gradients; without cuts the walk is quicker in some transforms.
+    if bidirectional or reset is not None or options["nonlinearity"] not in ("tanh", "sigmoid"):
+        reset = rows.past if reset is None else reset | rows.past
+    outputs, _ = rnn(
+        rows.zeroed(input),
+        start,
+        weights,
+        reset=reset,
+        reset_state=reset_state,
+        **{**options, "return_all_layers": True},
     )
+    hx = input.new_zeros(shape) if hx is None else hx
+    of_layers = hx.chunk(options["num_layers"])
+    ends = [rows.last(h, h0) for h, h0 in zip(outputs, of_layers, strict=True)]
+    wanted = outputs if options["return_all_layers"] else outputs[-1:]
+    return [rows.zeroed(h) for h in wanted], torch.cat(ends)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
