@@ -98,8 +98,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // How a problem would be computed on CUDA, and what else was weighed: lines of `name=value`.
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
-  // device_limits: one of named_limits(), or what cuda_limits(device) gives.
-  m.def("explain_plan(int B, int G, int H, str products, str device_limits) -> str");
+  // device_limits: one of named_limits(), or what cuda_limits(device) gives. leak: of
+  // leaky_recurrence and leaky_linear.
+  m.def(
+      "explain_plan(int B, int G, int H, str products, str device_limits, bool leak=False) -> str");
   m.def("named_limits() -> str");
   m.def("cuda_limits(int device) -> str");
 }

@@ -851,7 +851,9 @@ def cuda_archs() -> list[str]:
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
 
 
-def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> str:
+def explain_plan(
+    B: int, G: int, H: int, products: str, device_limits: str, leak: bool = False
+) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
     Args:
@@ -862,6 +864,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
+        leak: of :func:`leaky_recurrence` and :func:`leaky_linear`. Default False.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -871,7 +874,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, leak)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:
