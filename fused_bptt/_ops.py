@@ -39,6 +39,12 @@ unsafe_view = torch.ops.aten._unsafe_view.default
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU, SIGMOID, SOFTPLUS, IDENTITY = range(6)
 
+#: Codes of ``clip``.
+CLIP_VALUE, CLIP_NORM = 1, 2
+
+#: How BPTT is clipped at every step: a code and a limit; None where it is not.
+Clip = tuple[int, float] | None
+
 #: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
 #: which nothing chooses until its error has been measured on a GPU.
 STRICT, TF32, TF32X3 = 0, 1, 2
@@ -103,6 +109,7 @@ def linear_recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence or its adjoint, for every group; no autograd.
 
@@ -123,6 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
+        clip: of the adjoint on the CPU: v_t + r_t is clipped before d_t multiplies it, each number
+            to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
+            less than 1 (``CLIP_NORM``).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -145,6 +155,7 @@ def linear_recurrence(
         reset,
         reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -318,6 +329,7 @@ def layer_backward(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
     members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
@@ -328,6 +340,7 @@ def layer_backward(
         h: what :func:`layer` returned first; the arguments after it are those it was given.
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         window: no gradient is carried over the multiples of it in time; 0 for none.
+        clip: as in :func:`linear_recurrence`.
         members: n > 0: the rows of each step are those of n members, row by row side by side (row b
             of member m is row b * n + m), and each has gradients of the weights and biases of its
             own: those that it would have alone, to the bit. 0: one sum over all rows.
@@ -358,6 +371,7 @@ def layer_backward(
         reset,
         reset_state,
         window,
+        *(clip or (0, 0.0)),
         members,
     )
 
@@ -616,6 +630,8 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(factor, v, weight, s0, reset, reset_state)
     if s0 is not None:
@@ -701,6 +717,8 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
     members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)

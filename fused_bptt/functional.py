@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _noise, _ops
 from ._autograd import layer
-from ._lengths import Ragged, check_lengths
+from ._lengths import Masked, Ragged, check_lengths, check_range, readable
 from ._noise import StateNoise
 
 _NONLINEARITIES = {
@@ -23,6 +24,10 @@ _NONLINEARITIES = {
     "softplus": _ops.SOFTPLUS,
     "identity": _ops.IDENTITY,
 }
+
+
+#: Of ``clip_state_grad``, as in ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_``.
+_CLIPS = {"norm": _ops.CLIP_NORM, "value": _ops.CLIP_VALUE}
 
 
 @overload
@@ -41,6 +46,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -67,6 +73,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -93,6 +100,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -118,6 +126,7 @@ def rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
+    clip_state_grad: tuple[str, float] | None = None,
     lengths: Tensor | None = None,
     checkpoint_every: int | None = None,
     recurrent_dropout: float = 0.0,
@@ -155,10 +164,23 @@ def rnn(
         reset_state: what replaces the state, shaped as ``hx``; None is zero.
         bptt_window: no gradient is carried over the multiples of this number of steps; the forward
             pass and ``hx`` are not touched. 0, the default, is for none.
+        clip_state_grad: ``("norm", c)`` or ``("value", c)``, c > 0: on its way back through time
+            the gradient of each state, a_t = g_t + W_hhᵀ q_{t+1}, is clipped before it goes through
+            the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
+            |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
+            ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
+            forward pass are not touched. On the CPU; not together with ``checkpoint_every``,
+            ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
-            the device of input (a GPU's are copied to the host). What is past a row's end is not
-            read and its output is zero; h_n holds each row's own last state. Not under ``vmap``
-            and ``torch.compile``. Default None: every row has T steps.
+            the device of input. What is past a row's end is not read, its output and its gradient
+            are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
+            walked packed and nothing past the end is computed. On an accelerator, under
+            ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the numbers are
+            never copied to the host: the padded batch is walked and masked, a number out of range
+            is a RuntimeError (a GPU's, when it comes to it), random masks are another draw than
+            the packed walk's, and ``reset`` with ``bidirectional`` takes neither ``hx`` nor
+            ``reset_state``, as the end of a row and its resets would need two states for one.
+            Default None: every row has T steps.
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
@@ -205,6 +227,7 @@ def rnn(
             training=training,
             bidirectional=bidirectional,
             bptt_window=bptt_window,
+            clip_state_grad=clip_state_grad,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             generator=generator,
@@ -219,6 +242,10 @@ def rnn(
                 "checkpoint_every: expected no recurrent_dropout and no zoneout, got one"
             )
         noise = None if noise.none() else noise
+    clip = None
+    if clip_state_grad is not None:
+        data = input.data if isinstance(input, PackedSequence) else input
+        clip = _check_clip(clip_state_grad, data.device, checkpoint_every, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -310,7 +337,10 @@ def rnn(
             reset_state if reset_state is None else reset_state[begin:end],
             bptt_window,
         )
-        data, last = layer(*of_layer) if noise is None else _noise.layer(*of_layer, noise)
+        if noise is None:
+            data, last = layer(*of_layer, clip)
+        else:
+            data, last = _noise.layer(*of_layer, noise)
         outputs.append(data)
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:
@@ -337,7 +367,7 @@ def _of_lengths(
     state_batch_first: bool,
     **options: Any,
 ) -> tuple[Any, Tensor]:
-    """:func:`rnn` of padded rows of different lengths, walked as a packed sequence."""
+    """:func:`rnn` of padded rows of different lengths."""
     if isinstance(input, PackedSequence) or input.dim() != 3:
         got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
         raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
@@ -348,18 +378,40 @@ def _of_lengths(
         hx = hx if hx is None else hx.transpose(0, 1)
         reset_state = reset_state if reset_state is None else reset_state.transpose(0, 1)
     T, B = input.shape[:2]
-    check_lengths(lengths, T, B, input.device)
+    check_lengths(lengths, B, input.device)
     states = options["num_layers"] * (2 if options["bidirectional"] else 1)
-    if hx is None:
-        hx = input.new_zeros(states, B, weights[1].size(0))
+    shape = (states, B, weights[1].size(0))
     for name, state in (("hx", hx), ("reset_state", reset_state)):
-        if state is not None and state.shape != (states, B, weights[1].size(0)):
-            raise RuntimeError(
-                f"{name}: expected shape {[states, B, weights[1].size(0)]}, got {list(state.shape)}"
-            )
+        if state is not None and state.shape != shape:
+            raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(state.shape)}")
+    if hx is not None and hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"hx: expected dtype {input.dtype} (that of input), got {hx.dtype}")
     if reset is not None:
         _check_reset(reset, input, reset_state)
-    ragged = Ragged(lengths, T)
+    walk = _walk_packed if T == 0 or readable(lengths) else _walk_masked
+    outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
+    if batch_first:
+        outputs = [output.transpose(0, 1) for output in outputs]
+    return (
+        tuple(outputs) if options["return_all_layers"] else outputs[-1],
+        h_n.transpose(0, 1) if state_batch_first else h_n,
+    )
+
+
+def _walk_packed(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs that are asked for, and the last states, of a packed sequence of the rows."""
+    check_range(lengths, input.size(0))
+    hx = input.new_zeros(shape) if hx is None else hx
+    ragged = Ragged(lengths, input.size(0))
     output, last = rnn(
         PackedSequence(ragged.pack(input), ragged.batch_sizes),
         hx.index_select(1, ragged.order),
@@ -368,16 +420,49 @@ def _of_lengths(
         reset_state=reset_state if reset_state is None else reset_state[:, ragged.order],
         **options,
     )
+    packed = output if options["return_all_layers"] else [output]
+    outputs = [ragged.pad(of_layer.data) for of_layer in packed]
+    return outputs, hx.to(last.dtype).index_copy(1, ragged.order, last)
 
-    def padded(packed: PackedSequence) -> Tensor:
-        whole = ragged.pad(packed.data)
-        return whole.transpose(0, 1) if batch_first else whole
 
-    h_n = hx.to(last.dtype).index_copy(1, ragged.order, last)
-    return (
-        tuple(map(padded, output)) if options["return_all_layers"] else padded(output),
-        h_n.transpose(0, 1) if state_batch_first else h_n,
+def _walk_masked(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """As :func:`_walk_packed`, of the padded batch."""
+    bidirectional = options["bidirectional"]
+    if reset is not None and bidirectional and not (hx is None and reset_state is None):
+        raise ValueError(
+            "reset: expected no hx and no reset_state with lengths and bidirectional=True, where "
+            "lengths are not read on the host, got one (a row would be cut with two states)"
+        )
+    rows = Masked(lengths, input.size(0))
+    start = None if hx is None else hx.masked_fill(rows.empty, 0)
+    if start is not None and bidirectional:
+        reset_state = start
+    # A state without bounds could reach infinity in the steps past the end, and 0 x inf the
+    # gradients; without cuts the walk is quicker in some transforms.
+    if bidirectional or reset is not None or options["nonlinearity"] not in ("tanh", "sigmoid"):
+        reset = rows.past if reset is None else reset | rows.past
+    outputs, _ = rnn(
+        rows.zeroed(input),
+        start,
+        weights,
+        reset=reset,
+        reset_state=reset_state,
+        **{**options, "return_all_layers": True},
     )
+    hx = input.new_zeros(shape) if hx is None else hx
+    of_layers = hx.chunk(options["num_layers"])
+    ends = [rows.last(h, h0) for h, h0 in zip(outputs, of_layers, strict=True)]
+    wanted = outputs if options["return_all_layers"] else outputs[-1:]
+    return [rows.zeroed(h) for h in wanted], torch.cat(ends)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -430,6 +515,30 @@ def _check_options(
             f"bidirectional={bidirectional}, bias={bias}), got {len(weights)}"
         )
     return _NONLINEARITIES[nonlinearity]
+
+
+def _check_clip(
+    given: tuple[str, float],
+    device: torch.device,
+    checkpoint_every: int | None,
+    noise: StateNoise | None,
+) -> _ops.Clip:
+    """The operators' code and limit."""
+    kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
+    numeric = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not (isinstance(kind, str) and kind in _CLIPS and numeric):
+        raise ValueError(
+            f"clip_state_grad: expected ('norm', limit), ('value', limit) or None, got {given!r}"
+        )
+    if not 0 < limit < math.inf:
+        raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
+    if checkpoint_every is not None:
+        raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
+    if noise is not None:
+        raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
+    if device.type != "cpu":
+        raise ValueError(f"clip_state_grad: expected input on the CPU, got it on {device}")
+    return _CLIPS[kind], float(limit)
 
 
 def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers: bool) -> None:

@@ -75,14 +75,18 @@ Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
   return *bridged.last;
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(
-    const Tensor& factor, const std::optional<Tensor>& v, const Tensor& weight,
-    const std::optional<Tensor>& s0, const std::optional<Tensor>& batch_sizes,
-    int64_t reverse_groups, int64_t derivative, bool adjoint, int64_t float32_products,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
+                                             const Tensor& weight, const std::optional<Tensor>& s0,
+                                             const std::optional<Tensor>& batch_sizes,
+                                             int64_t reverse_groups, int64_t derivative,
+                                             bool adjoint, int64_t float32_products,
+                                             const std::optional<Tensor>& reset,
+                                             const std::optional<Tensor>& reset_state,
+                                             int64_t window, int64_t clip, double clip_limit) {
+  check(clip == 0, "clip: expected 0 (none) on CUDA, got ", clip);
   const Bridged bridged =
       bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
-                               adjoint, reset, reset_state, window);
+                               adjoint, reset, reset_state, window, clip, clip_limit);
   solve(bridged, factor, float32_products);
   return {*bridged.out, *bridged.last};
 }
