@@ -18,10 +18,8 @@ _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 SequenceLike = Tensor | PackedSequence
 
-#: Given (module, input, hx, output, h_n), gives output and h_n on.
-Observer = Callable[
-    [nn.RNNBase, SequenceLike, Tensor | None, SequenceLike, Tensor], tuple[SequenceLike, Tensor]
-]
+#: Given (module, input, hx, output, h_n) and the options of the call, gives output and h_n on.
+Observer = Callable[..., tuple[Any, Tensor]]
 
 
 class RNN(nn.RNNBase):
@@ -115,19 +113,10 @@ class RNN(nn.RNNBase):
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
-        if self._observers and (
-            reset is not None
-            or bptt_window
-            or lengths is not None
-            or return_all_layers
-            or state_batch_first
-            or self.recurrent_dropout
-            or self.zoneout
-        ):
+        if self._observers and (self.recurrent_dropout or self.zoneout):
             raise RuntimeError(
-                "reset, bptt_window, lengths, return_all_layers, state_batch_first, "
                 "recurrent_dropout, zoneout: expected none while a GradientMonitor reads this "
-                "module, got one; close the monitor before"
+                "module, which does not know their masks; close the monitor before"
             )
         output, h_n = rnn(
             input,
@@ -152,7 +141,19 @@ class RNN(nn.RNNBase):
             state_batch_first=state_batch_first,
         )
         for observe in self._observers:
-            output, h_n = observe(self, input, hx, output, h_n)
+            output, h_n = observe(
+                self,
+                input,
+                hx,
+                output,
+                h_n,
+                reset=reset,
+                reset_state=reset_state,
+                bptt_window=bptt_window,
+                lengths=lengths,
+                return_all_layers=return_all_layers,
+                state_batch_first=state_batch_first,
+            )
         return output, h_n
 
     def step(
