@@ -91,6 +91,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
       "Tensor(d!)? bias_bar, Tensor? reset=None) -> Tensor");
   m.def("chunk_steps(int B) -> int");
+  // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
+  // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key
+  // means this clock; none: nothing any more. is_due counts a pass and says whether it is to be
+  // read; without a clock it never is. `observe`, which asks that in a backward pass and hands its
+  // arguments on to `read`, is defined in Python: this interface knows no tags.
+  m.def("watch(int key, Tensor? clock) -> ()");
+  m.def("is_due(int key) -> bool");
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");

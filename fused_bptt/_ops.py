@@ -901,20 +901,35 @@ def cuda_limits(device: int) -> str:
     return torch.ops.fused_bptt.cuda_limits(device)  # type: ignore[no-any-return]
 
 
+#: When a monitor reads: a key means a clock, or nothing any more; a pass is counted, is it to be
+#: read? See csrc/library.cpp.
+watch = torch.ops.fused_bptt.watch.default
+is_due = torch.ops.fused_bptt.is_due.default
+
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OBSERVED = (
+    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "int outputs=1, int window=0) -> ()"
+)
 
 
-def define(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
-    """An operator with a kernel in Python for every device, which is called for what it does.
+def _define_observe() -> Callable[..., None]:
+    """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
-    It returns nothing and takes tensors of any strides. A compiler does not look inside, and
-    neither leaves it out nor computes an argument again to have it in other strides.
-    ``torch.library.custom_op`` would add checks around every call, of 0.1 ms.
+    It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
+    computes an argument again to have it in other strides.
     """
-    name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
-    _library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"fused_bptt::{name}", lambda *args: None, lib=_library)
-    operator = getattr(torch.ops.fused_bptt, name).default
+    _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)
+    operator: Callable[..., None] = torch.ops.fused_bptt.observe.default
     torch.fx.node.has_side_effect(operator)
-    return operator  # type: ignore[no-any-return]
+    return operator
+
+
+observe = _define_observe()
+
+
+def define_read(kernel: Callable[..., None]) -> None:
+    """Says what ``read`` is: a kernel in Python, of the arguments of ``observe``."""
+    _library.define(f"read{_OBSERVED}")  # type: ignore[no-untyped-call]
+    _library.impl("read", kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
