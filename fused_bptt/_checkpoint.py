@@ -241,11 +241,14 @@ class _Sums:
         weight_ih, weight_hh, *_ = self.run.of_layer(self.parameters, index)
         bars = self.run.of_layer(self.bars, index)[:3]  # type: ignore[arg-type]
         totals = [*bars, *[None] * (3 - len(bars))]
-        walk = (g, g_n, h, x, weight_ih, weight_hh, h0, None, 0, self.run.phi, need_x)
+        walk = (g, g_n, h, x, weight_ih, weight_hh, h0, None, 0, self.run.phi)
         if _ops.has_layer(x):
-            return _ops.layer_backward_(*walk, totals[0], totals[1], totals[2], reset)
+            x_bar = torch.empty_like(x) if need_x else None
+            weights = (totals[0], totals[1], totals[2])
+            return x_bar, _ops.layer_backward_(*walk, x_bar, *weights, reset)
         need_ih, need_hh, need_bias = (total is not None for total in totals)
-        x_bar, h0_bar, *parts, _ = layer_backward(*walk, need_ih, need_hh, need_bias, reset)
+        needed = (need_x, need_ih, need_hh, need_bias)
+        x_bar, h0_bar, *parts, _ = layer_backward(*walk, *needed, reset=reset)
         for total, part in zip(totals, parts, strict=True):
             if total is not None and part is not None:
                 total += part

@@ -190,7 +190,10 @@ class LeakyRNN(nn.Module):
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         if reset is not None:
             _check_reset(reset, input, None)
-        noises = [noise] if isinstance(noise, Tensor) else noise
+        noises = noise if noise is None or isinstance(noise, Sequence) else [noise]
+        for one in noises or ():
+            if not isinstance(one, Tensor):
+                raise ValueError(f"noise: expected a tensor, or one for each layer, got {one!r}")
         if noises is not None and len(noises) != self.num_layers:
             raise ValueError(f"noise: expected {self.num_layers}, one a layer, got {len(noises)}")
         if torch.is_autocast_enabled(data.device.type):
@@ -229,6 +232,8 @@ class LeakyRNN(nn.Module):
         shape.append(self.hidden_size)
         if state is not None and list(state.shape) != shape:
             raise ValueError(f"state: expected shape {shape}, got {list(state.shape)}")
+        if state is not None and state.dtype != dtype:
+            raise ValueError(f"state: expected {dtype} (that of the weights), got {state.dtype}")
         if state is not None and unbatched:
             state = state.unsqueeze(1)
         if state is not None and order is not None:
