@@ -701,7 +701,9 @@ inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t before) {
+  check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
     if (!bar) return nullptr;
@@ -712,7 +714,8 @@ inline BridgedLayer bridge_layer_backward_into(
   };
   BridgedLayer bridged =
       bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                            nonlinearity, need_x, false, false, false, reset, {}, 0);
+                            nonlinearity, need_x, false, false, false, reset, reset_state, window);
+  bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
   layer.weight_ih_bar = owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");

@@ -80,12 +80,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor)");
   // The same for a part of the steps: the gradients of the weights and biases (none: not needed)
   // are added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to
-  // its end, give the bits that one call for all steps does. Gives the gradients of x and h0.
+  // its end, give the bits that one call for all steps does. `before` steps of the whole come
+  // before these: window counts from there. Gives the gradients of x and h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, Tensor(a!)? weight_ih_bar, Tensor(b!)? weight_hh_bar, Tensor(c!)? bias_bar, "
-      "Tensor? reset=None) -> "
+      "Tensor? reset=None, Tensor? reset_state=None, int window=0, int before=0) -> "
       "(Tensor?, Tensor)");
   m.def("chunk_steps(int B) -> int");
   // What this build and this machine have, for `fused-bptt info` and the tests.

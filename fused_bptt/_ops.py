@@ -372,6 +372,9 @@ def layer_backward_(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> tuple[Tensor | None, Tensor]:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
@@ -385,6 +388,8 @@ def layer_backward_(
         weight_ih_bar, weight_hh_bar, bias_bar: contiguous, of the shapes of the gradients; what is
             not needed is None.
         reset: as in :func:`recurrence_`, of these steps.
+        reset_state, window: as in :func:`layer_backward`, of the whole sequence.
+        before: steps of it that come before these. Between the parts the caller cuts.
 
     Returns:
         The gradients of x, or None, and of h0.
@@ -408,6 +413,9 @@ def layer_backward_(
         weight_hh_bar,
         bias_bar,
         reset,
+        reset_state,
+        window,
+        before,
     )
 
 
@@ -722,8 +730,11 @@ def _(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> tuple[Tensor | None, Tensor]:
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
     return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
 
 

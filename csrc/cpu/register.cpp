@@ -141,10 +141,11 @@ std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t before) {
   const BridgedLayer bridged = bridge_layer_backward_into(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      weight_ih_bar, weight_hh_bar, bias_bar, reset);
+      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before);
   solve(bridged.layer);
   return {bridged.x_bar, *bridged.last};
 }
