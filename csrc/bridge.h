@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -116,6 +117,13 @@ inline Phi phi_of(const char* name, int64_t code, bool may_be_given) {
         may_be_given ? "0 (given), " : "",
         "1 (tanh), 2 (relu), 3 (sigmoid), 4 (softplus) or 5 (identity), got ", code);
   return static_cast<Phi>(code);
+}
+
+inline Clip clip_of(int64_t code, double limit) {
+  check(code >= 0 && code <= 2, "clip: expected 0 (none), 1 (value) or 2 (norm), got ", code);
+  check(code == 0 || (limit > 0 && std::isfinite(limit)),
+        "clip_limit: expected a finite number above 0, got ", limit);
+  return {static_cast<Clip::Kind>(code), limit};
 }
 
 // The strides of a [T, B, G, H] or, packed, [N, G, H] tensor; without G if it is not grouped.
@@ -321,10 +329,15 @@ inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optiona
                                         const std::optional<Tensor>& batch_sizes,
                                         int64_t reverse_groups, int64_t derivative, bool adjoint,
                                         const std::optional<Tensor>& reset,
-                                        const std::optional<Tensor>& reset_state, int64_t window) {
-  return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
-                s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative, adjoint,
-                reset, reset_state, window);
+                                        const std::optional<Tensor>& reset_state, int64_t window,
+                                        int64_t clip, double clip_limit) {
+  check(adjoint || clip == 0, "clip: expected 0 (none) without adjoint, got ", clip);
+  const Clip clipped = clip_of(clip, clip_limit);
+  Bridged bridged = bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
+                           s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative",
+                           derivative, adjoint, reset, reset_state, window);
+  bridged.problem.clip = clipped;
+  return bridged;
 }
 
 // One of the primitives with a leak. `drive` is u or w; `factor` is a or d, and null for
@@ -509,11 +522,14 @@ inline BridgedLayer bridge_layer_backward(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t clip, double clip_limit) {
+  const Clip clipped = clip_of(clip, clip_limit);
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
+  p.clip = clipped;
   layer.sent.initial = p.initial;
   layer.sent.replacement = p.cuts.replacement;
   p.initial = {};
@@ -712,9 +728,9 @@ inline BridgedLayer bridge_layer_backward_into(
     check(bar->is_contiguous(), name, ": expected to be contiguous");
     return bar->mutable_data_ptr();
   };
-  BridgedLayer bridged =
-      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                            nonlinearity, need_x, false, false, false, reset, reset_state, window);
+  BridgedLayer bridged = bridge_layer_backward(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
+      false, false, false, reset, reset_state, window, 0, 0);
   bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;

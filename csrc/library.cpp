@@ -19,12 +19,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
   // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
-  // none.
+  // none. clip, of an adjoint on the CPU: v_t + r_t is held within clip_limit before d_t multiplies
+  // it: 1 each number, 2 the norm of each row; 0 none.
   m.def(
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
-      "int float32_products=0, Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
-      "(Tensor, Tensor)");
+      "int float32_products=0, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
+      "int clip=0, float clip_limit=0.0) -> (Tensor, Tensor)");
   // With a leak. With gain: h_t = keep_t * h_{t-1} + gain_t * r_t, r_t = phi(u_t + W h_{t-1}), h_0
   // = initial. Without: v_t = keep_t * v_{t-1} + u_t + W r_{t-1}, r_t = phi(v_t), v_0 = initial.
   // Gives h or v, and r. keep and gain have u's shape and any strides.
@@ -48,12 +49,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? reset_state=None) -> (Tensor, Tensor)");
   // Its BPTT, from the cotangents of h and of the last h (none: zero): the gradients of x, h0,
   // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
+  // clip as in linear_recurrence.
   m.def(
       "layer_backward(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
-      "Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
-      "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+      "Tensor? reset=None, Tensor? reset_state=None, int window=0, int clip=0, "
+      "float clip_limit=0.0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
@@ -97,8 +99,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // How a problem would be computed on CUDA, and what else was weighed: lines of `name=value`.
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
-  // device_limits: one of named_limits(), or what cuda_limits(device) gives.
-  m.def("explain_plan(int B, int G, int H, str products, str device_limits) -> str");
+  // device_limits: one of named_limits(), or what cuda_limits(device) gives. leak: of
+  // leaky_recurrence and leaky_linear.
+  m.def(
+      "explain_plan(int B, int G, int H, str products, str device_limits, bool leak=False) -> str");
   m.def("named_limits() -> str");
   m.def("cuda_limits(int device) -> str");
 }

@@ -66,6 +66,15 @@ struct Cuts {
   int64_t before;
 };
 
+// What BPTT does to the cotangent of every state, a_t = g_t + W^T q_{t+1}, before the slope
+// multiplies it: each number is held within [-limit, limit], or each row is multiplied by limit /
+// |a_t| where that is less than 1.
+struct Clip {
+  enum class Kind : int32_t { none = 0, value = 1, norm = 2 };
+  Kind kind;
+  double limit;
+};
+
 struct Problem {
   Primitive primitive;
   Phi phi;
@@ -103,6 +112,7 @@ struct Problem {
   // BPTT with a leak: q_1, and the sums of q_t and k_t * y_t over the steps that began with a
   // replacement.
   State last_product, replaced_product, replaced;
+  Clip clip;  // adjoint of the linear recurrence
 };
 
 // States as a walk met them before its steps: in the sequence; h_0; and what a cut made of them,

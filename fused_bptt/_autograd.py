@@ -33,6 +33,7 @@ def layer(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of the RNN, differentiable in x, h0, the parameters and reset_state.
 
@@ -46,6 +47,7 @@ def layer(
         reset, reset_state: where the state is replaced, [T, B] or [N], and by what, [D, B, H]; as
             in ``_ops.recurrence_``.
         window: no gradient is carried over its multiples in time; 0 for none.
+        clip: of the gradient of every state; as in ``_ops.linear_recurrence``.
 
     Returns:
         h [T, B, D * H] or [N, D * H], which is saved for backward; and the last h of each
@@ -58,21 +60,21 @@ def layer(
         from . import _compiled
 
         return _compiled.layer(  # type: ignore[no-any-return]
-            x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window
+            x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window, clip
         )
     if _transformed():
-        walk = (x, h0, batch_sizes, phi, directions, reset, reset_state, window)
-        if reset is None and window == 0 and _of_first_order():
+        walk = (x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip)
+        if reset is None and window == 0 and clip is None and _of_first_order():
             return _apply(Layer, *walk, *parameters)  # type: ignore[no-any-return]
         return _composed_layer(*walk, *parameters)
     if torch.is_grad_enabled():
         # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
         apply = super(torch.autograd.Function, Layer).apply
         return apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
+            x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip, *parameters
         )
     return Layer.forward(
-        x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
+        x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip, *parameters
     )
 
 
@@ -86,14 +88,15 @@ def recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.recurrence_` on a copy of u.
 
     Differentiable in u, weight, h0 and reset_state; over the multiples of ``window`` in time no
-    derivative is carried.
+    derivative is carried; ``clip`` as in :func:`layer`.
     """
     return Recurrence.apply(  # type: ignore[no-untyped-call, no-any-return]
-        u, weight, h0, batch_sizes, reverse_groups, phi, reset, reset_state, window
+        u, weight, h0, batch_sizes, reverse_groups, phi, reset, reset_state, window, clip
     )
 
 
@@ -109,18 +112,21 @@ def linear_recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.linear_recurrence`.
 
-    Differentiable in factor, v, weight, s0 and reset_state.
+    Differentiable in factor, v, weight, s0 and reset_state; with ``clip`` in nothing.
     """
     walk = (batch_sizes, reverse_groups, derivative, adjoint, reset, reset_state, window)
     args = (factor, v, weight, s0, *walk)
     differentiable = (factor, v, weight, s0, reset_state)
     recorded = any(x is not None and x.requires_grad for x in differentiable)
     if _transformed() or (recorded and torch.is_grad_enabled()):
+        if clip is not None:
+            return _apply(ClippedRecurrence, *args, clip)  # type: ignore[no-any-return]
         return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
-    return _ops.linear_recurrence(*args)
+    return _ops.linear_recurrence(*args, clip)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
@@ -139,6 +145,7 @@ def _composed_layer(
     reset: Tensor | None,
     reset_state: Tensor | None,
     window: int,
+    clip: _ops.Clip,
     *parameters: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """:func:`layer` of the recurrence and torch's products: for derivatives of every kind."""
@@ -146,7 +153,7 @@ def _composed_layer(
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
     u = _split(F.linear(x, weight_ih, bias), directions)
     cuts = (reset, reset_state, window)
-    h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts)
+    h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts, clip)
     return h if directions == 1 else h.flatten(-2), h_n
 
 
@@ -199,6 +206,7 @@ class Layer(torch.autograd.Function):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        _clip: _ops.Clip,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
@@ -230,7 +238,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, h0, batch_sizes, ctx.phi, ctx.directions, reset, reset_state, *others = inputs
-        ctx.window, *parameters = others
+        ctx.window, ctx.clip, *parameters = others
         weights = [weight for weight in parameters if weight.dim() == 2]
         ctx.save_for_backward(output[0], x, h0, batch_sizes, reset, reset_state, *weights)
         ctx.set_materialize_grads(False)
@@ -247,13 +255,14 @@ class Layer(torch.autograd.Function):
         _reset: None,
         _reset_state: None,
         _window: int,
+        _clip: None,
         *parameters: Tensor,
     ) -> Any:
-        size, dims = info.batch_size, in_dims[8:]
+        size, dims = info.batch_size, in_dims[9:]
         if any(dim is not None for dim in dims):  # members have weights of their own
 
             def of_member(x: Tensor, h0: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-                uncut = (None, None, 0)
+                uncut = (None, None, 0, None)
                 return _composed_layer(x, h0, batch_sizes, phi, directions, *uncut, *parameters)
 
             results = torch.func.vmap(of_member, (*in_dims[:2], *dims))(x, h0, *parameters)
@@ -272,7 +281,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h, x, h0, batch_sizes, reset, reset_state, *weights = ctx.saved_tensors
-        need_x, _, _, _, _, _, need_reset_state, _, *need = ctx.needs_input_grad
+        need_x, _, _, _, _, _, need_reset_state, _, _, *need = ctx.needs_input_grad
         step = len(need) // ctx.directions
         weight_ih, weight_hh, _, _ = _stack(weights, ctx.directions)
         gradients = layer_backward(
@@ -294,6 +303,7 @@ class Layer(torch.autograd.Function):
             reset_state,
             ctx.window,
             need_reset_state,
+            ctx.clip,
         )
         x_bar, h0_bar, *bars, reset_state_bar = gradients
         ways = [bars] if ctx.directions == 1 else zip(*map(_halves, bars), strict=True)
@@ -304,7 +314,7 @@ class Layer(torch.autograd.Function):
             for weight_ih_bar, weight_hh_bar, bias_bar in ways
             for bar in (weight_ih_bar, weight_hh_bar, bias_bar, bias_bar)[:step]
         ]
-        return x_bar, h0_bar, None, None, None, None, reset_state_bar, None, *of_parameters
+        return x_bar, h0_bar, None, None, None, None, reset_state_bar, None, None, *of_parameters
 
 
 def layer_backward(
@@ -326,6 +336,7 @@ def layer_backward(
     reset_state: Tensor | None = None,
     window: int = 0,
     need_reset_state: bool = False,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor | None, ...]:
     """:func:`fused_bptt._ops.layer_backward`, differentiable, on every device and dtype.
 
@@ -335,13 +346,13 @@ def layer_backward(
     needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
     cuts = (reset, reset_state, window)
     if _transformed(g, g_n):
-        if reset is None and window == 0 and _of_first_order():
+        if reset is None and window == 0 and clip is None and _of_first_order():
             bars = iter(_apply(LayerBackward, *operands, *needed))
             given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
             return tuple([next(bars) if is_given else None for is_given in given])
     elif _ops.has_layer(x) and not torch.is_grad_enabled() and not need_reset_state:
-        return *_ops.layer_backward(*operands, *needed, *cuts), None
-    return _composed_layer_backward(*operands, *needed, *cuts, need_reset_state)
+        return *_ops.layer_backward(*operands, *needed, *cuts, clip), None
+    return _composed_layer_backward(*operands, *needed, *cuts, need_reset_state, clip)
 
 
 def _composed_layer_backward(
@@ -363,6 +374,7 @@ def _composed_layer_backward(
     reset_state: Tensor | None = None,
     window: int = 0,
     need_reset_state: bool = False,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor | None, ...]:
     """:func:`layer_backward` of the adjoint and torch's products."""
     directions = reverse_groups + 1
@@ -379,6 +391,7 @@ def _composed_layer_backward(
         reset,
         None,
         window,
+        clip,
     )
     rows = _rows(q.reshape(h.shape))
     steps = Steps(x, batch_sizes, directions, reverse_groups, reset, window)
@@ -556,6 +569,7 @@ class Recurrence(torch.autograd.Function):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        _clip: _ops.Clip,
     ) -> tuple[Tensor, Tensor]:
         h = u.clone(memory_format=torch.contiguous_format)
         walk = (batch_sizes, reverse_groups, phi, reset, reset_state)
@@ -564,7 +578,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, weight, h0, batch_sizes, ctx.reverse_groups, ctx.phi, *cuts = inputs
-        reset, reset_state, ctx.window = cuts
+        reset, reset_state, ctx.window, ctx.clip = cuts
         saved = (output[0], weight, h0, batch_sizes, reset, reset_state)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -573,15 +587,15 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h, weight, h0, batch_sizes, reset, reset_state = ctx.saved_tensors
-        _, need_weight, *_, need_reset_state, _ = ctx.needs_input_grad
-        walk = (batch_sizes, ctx.reverse_groups, ctx.phi, True, reset, None, ctx.window)
+        _, need_weight, *_, need_reset_state, _, _ = ctx.needs_input_grad
+        walk = (batch_sizes, ctx.reverse_groups, ctx.phi, True, reset, None, ctx.window, ctx.clip)
         q, h0_bar = linear_recurrence(h, g, weight, g_n, *walk)
         steps = Steps(h, batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
         weight_bar = None
         if need_weight:
             weight_bar = sum_of_products(steps, weight, q, h, h0, reset_state, keep=True)
         reset_state_bar = steps.sums_after_resets(q) @ weight if need_reset_state else None
-        return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None
+        return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -600,6 +614,7 @@ class Recurrence(torch.autograd.Function):
         _reset: None,
         reset_state_dot: Tensor | None,
         _window: None,
+        _clip: None,
     ) -> tuple[Tensor, Tensor]:
         with forward_ad._set_fwd_grad_enabled(True):
             h, weight, h0, batch_sizes, reset, reset_state = primals(ctx.saved_tensors)
@@ -736,6 +751,39 @@ class LinearRecurrence(torch.autograd.Function):
                     steps.to_initial(multiply(e, weight)) if adjoint else steps.last(e)
                 )
             return add(e, s_dot), last_dot
+
+
+class ClippedRecurrence(torch.autograd.Function):
+    """The adjoint walk of BPTT that is clipped at every step: not a derivative, and without one."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _ops.linear_recurrence(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        _refuse_clip()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        _refuse_clip()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places((0, 1), weight=2, states=(3, 9), reset=8, batch_sizes=4, states_found=1)
+        return batched(linear_recurrence, places, info.batch_size, in_dims, arguments)
+
+
+def _refuse_clip() -> None:
+    raise RuntimeError(
+        "clip_state_grad: expected None where the gradients are differentiated again, got a limit "
+        "(clipped gradients are not the derivative of any function, and have none that means "
+        "anything; take the second derivative of a call without it)"
+    )
 
 
 def _stack(

@@ -30,10 +30,11 @@ def layer(
     reset: Tensor | None,
     reset_state: Tensor | None,
     window: int,
+    clip: tuple[int, float] | None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._autograd.layer`."""
-    cuts = (reset, reset_state, window)
-    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *cuts)
+    options = (reset, reset_state, window, clip)
+    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *options)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]

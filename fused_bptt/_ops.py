@@ -39,6 +39,12 @@ unsafe_view = torch.ops.aten._unsafe_view.default
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU, SIGMOID, SOFTPLUS, IDENTITY = range(6)
 
+#: Codes of ``clip``.
+CLIP_VALUE, CLIP_NORM = 1, 2
+
+#: How BPTT is clipped at every step: a code and a limit; None where it is not.
+Clip = tuple[int, float] | None
+
 #: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
 #: which nothing chooses until its error has been measured on a GPU.
 STRICT, TF32, TF32X3 = 0, 1, 2
@@ -103,6 +109,7 @@ def linear_recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence or its adjoint, for every group; no autograd.
 
@@ -123,6 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
+        clip: of the adjoint on the CPU: v_t + r_t is clipped before d_t multiplies it, each number
+            to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
+            less than 1 (``CLIP_NORM``).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -145,6 +155,7 @@ def linear_recurrence(
         reset,
         reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -318,6 +329,7 @@ def layer_backward(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
 
@@ -327,6 +339,7 @@ def layer_backward(
         h: what :func:`layer` returned first; the arguments after it are those it was given.
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         window: no gradient is carried over the multiples of it in time; 0 for none.
+        clip: as in :func:`linear_recurrence`.
 
     Returns:
         The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
@@ -353,6 +366,7 @@ def layer_backward(
         reset,
         reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -617,6 +631,8 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(factor, v, weight, s0, reset, reset_state)
     if s0 is not None:
@@ -702,6 +718,8 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
     return (
@@ -844,7 +862,9 @@ def cuda_archs() -> list[str]:
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
 
 
-def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> str:
+def explain_plan(
+    B: int, G: int, H: int, products: str, device_limits: str, leak: bool = False
+) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
     Args:
@@ -855,6 +875,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
+        leak: of :func:`leaky_recurrence` and :func:`leaky_linear`. Default False.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -864,7 +885,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, leak)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
@@ -25,6 +26,10 @@ _NONLINEARITIES = {
 }
 
 
+#: Of ``clip_state_grad``, as in ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_``.
+_CLIPS = {"norm": _ops.CLIP_NORM, "value": _ops.CLIP_VALUE}
+
+
 @overload
 def rnn(
     input: Tensor,
@@ -41,6 +46,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -67,6 +73,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -93,6 +100,7 @@ def rnn(
     reset: Tensor | None = ...,
     reset_state: Tensor | None = ...,
     bptt_window: int = ...,
+    clip_state_grad: tuple[str, float] | None = ...,
     lengths: Tensor | None = ...,
     checkpoint_every: int | None = ...,
     recurrent_dropout: float = ...,
@@ -118,6 +126,7 @@ def rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
+    clip_state_grad: tuple[str, float] | None = None,
     lengths: Tensor | None = None,
     checkpoint_every: int | None = None,
     recurrent_dropout: float = 0.0,
@@ -155,6 +164,13 @@ def rnn(
         reset_state: what replaces the state, shaped as ``hx``; None is zero.
         bptt_window: no gradient is carried over the multiples of this number of steps; the forward
             pass and ``hx`` are not touched. 0, the default, is for none.
+        clip_state_grad: ``("norm", c)`` or ``("value", c)``, c > 0: on its way back through time
+            the gradient of each state, a_t = g_t + W_hhᵀ q_{t+1}, is clipped before it goes through
+            the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
+            |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
+            ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
+            forward pass are not touched. On the CPU; not together with ``checkpoint_every``,
+            ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -214,6 +230,7 @@ def rnn(
             bidirectional=bidirectional,
             bptt_window=bptt_window,
             checkpoint_every=checkpoint_every,
+            clip_state_grad=clip_state_grad,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             generator=generator,
@@ -224,6 +241,10 @@ def rnn(
         noise = StateNoise(recurrent_dropout, zoneout, training, generator)
         noise.check()
         noise = None if noise.none() else noise
+    clip = None
+    if clip_state_grad is not None:
+        data = input.data if isinstance(input, PackedSequence) else input
+        clip = _check_clip(clip_state_grad, data.device, checkpoint_every, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -323,7 +344,10 @@ def rnn(
             reset_state if reset_state is None else reset_state[begin:end],
             bptt_window,
         )
-        data, last = layer(*of_layer) if noise is None else _noise.layer(*of_layer, noise)
+        if noise is None:
+            data, last = layer(*of_layer, clip)
+        else:
+            data, last = _noise.layer(*of_layer, noise)
         outputs.append(data)
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:
@@ -501,6 +525,30 @@ def _check_options(
             f"bidirectional={bidirectional}, bias={bias}), got {len(weights)}"
         )
     return _NONLINEARITIES[nonlinearity]
+
+
+def _check_clip(
+    given: tuple[str, float],
+    device: torch.device,
+    checkpoint_every: int | None,
+    noise: StateNoise | None,
+) -> _ops.Clip:
+    """The operators' code and limit."""
+    kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
+    numeric = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not (isinstance(kind, str) and kind in _CLIPS and numeric):
+        raise ValueError(
+            f"clip_state_grad: expected ('norm', limit), ('value', limit) or None, got {given!r}"
+        )
+    if not 0 < limit < math.inf:
+        raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
+    if checkpoint_every is not None:
+        raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
+    if noise is not None:
+        raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
+    if device.type != "cpu":
+        raise ValueError(f"clip_state_grad: expected input on the CPU, got it on {device}")
+    return _CLIPS[kind], float(limit)
 
 
 def _check_checkpoint(every: int, packed: bool, bidirectional: bool) -> None:

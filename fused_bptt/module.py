@@ -91,6 +91,7 @@ class RNN(nn.RNNBase):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
         bptt_window: int = 0,
+        clip_state_grad: tuple[str, float] | None = None,
         lengths: Tensor | None = None,
         checkpoint_every: int | None = None,
         generator: torch.Generator | None = None,
@@ -105,6 +106,8 @@ class RNN(nn.RNNBase):
                 bidirectional else 1. Default: zero.
             reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
                 state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
+            clip_state_grad: ``("norm", c)`` or ``("value", c)``: at every step the gradient of the
+                state is clipped on its way back; as in :func:`fused_bptt.rnn`. Default None.
             lengths: integers [B], the steps of each row of a padded batch. Default None: T.
             checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
                 the others again. Default None: every state is kept.
@@ -118,6 +121,7 @@ class RNN(nn.RNNBase):
         if self._observers and (
             reset is not None
             or bptt_window
+            or clip_state_grad is not None
             or lengths is not None
             or return_all_layers
             or state_batch_first
@@ -125,9 +129,9 @@ class RNN(nn.RNNBase):
             or self.zoneout
         ):
             raise RuntimeError(
-                "reset, bptt_window, lengths, return_all_layers, state_batch_first, "
-                "recurrent_dropout, zoneout: expected none while a GradientMonitor reads this "
-                "module, got one; close the monitor before"
+                "reset, bptt_window, clip_state_grad, lengths, return_all_layers, "
+                "state_batch_first, recurrent_dropout, zoneout: expected none while a "
+                "GradientMonitor reads this module, got one; close the monitor before"
             )
         output, h_n = rnn(
             input,
@@ -143,6 +147,7 @@ class RNN(nn.RNNBase):
             reset=reset,
             reset_state=reset_state,
             bptt_window=bptt_window,
+            clip_state_grad=clip_state_grad,
             lengths=lengths,
             checkpoint_every=checkpoint_every,
             recurrent_dropout=self.recurrent_dropout,

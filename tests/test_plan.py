@@ -38,10 +38,10 @@ KNOWN = {
 Row = dict[str, Any]
 
 
-def explain(B: int, G: int, H: int, products: str, device: str) -> list[Row]:
+def explain(B: int, G: int, H: int, products: str, device: str, leak: bool = False) -> list[Row]:
     """The limits first, then the chosen plan if there is one, then all that were weighed."""
     rows = []
-    for line in _ops.explain_plan(B, G, H, products, device).splitlines():
+    for line in _ops.explain_plan(B, G, H, products, device, leak).splitlines():
         head, _, why = line.partition(" why=")
         verdict, *words = head.split()
         row: Row = {"verdict": verdict, "why": why}
@@ -192,10 +192,14 @@ def test_the_table_of_the_document_is_this_models() -> None:
     H=st.one_of(st.integers(0, 700), st.integers(0, 20_000)),
     products=st.sampled_from(sorted(MATHS)),
     device=st.sampled_from(DEVICES),
+    leak=st.booleans(),
 )
-def test_every_shape_has_a_plan(B: int, G: int, H: int, products: str, device: str) -> None:
-    limits, *_ = explain(B, G, H, products, device)
-    assert_fits(chosen(B, G, H, products, device), B, G, H, limits)
+def test_every_shape_has_a_plan(
+    B: int, G: int, H: int, products: str, device: str, leak: bool
+) -> None:
+    limits, best, *_ = explain(B, G, H, products, device, leak)
+    assert best["verdict"] == "chosen"
+    assert_fits(best, B, G, H, limits)
 
 
 def test_more_units_than_the_device_covers() -> None:
@@ -240,6 +244,32 @@ def test_reasons() -> None:
     }
     assert "of the 32 fragments along k" in why["cta", "registers"]
     assert why["cta", "shared"].startswith("shared memory of a CTA is 227 KiB, ")
+
+
+@pytest.mark.parametrize("products", MATHS)
+def test_with_a_leak(products: str) -> None:
+    """A launch for each step, which has room for what the units keep; the rest is refused."""
+    for B, H in SHAPES:
+        for G in (1, 2):
+            limits, best, *weighed = explain(B, G, H, products, "h200", leak=True)
+            assert_fits(best, B, G, H, limits)
+            plain = {
+                row["exchange"]: row
+                for row in explain(B, G, H, products, "h200")[2:]
+                if row["verdict"] == "priced"
+            }
+            for row in weighed:
+                if row["exchange"] == "launches":
+                    assert row["verdict"] == "priced"
+                    assert_fits(row, B, G, H, limits)
+                    assert row["step_us"] > plain["launches"]["step_us"]
+                else:
+                    assert row["why"] == "with a leak only a launch for each step is compiled"
+            rows = best["teams"] * best["batch_tile"]
+            kept = rows * best["ctas"] * best["units"] * (8 if products == "fp64" else 4)
+            carry = 2 * rows * H * MATHS[products]
+            weights = G * H * H * MATHS[products]
+            assert best["workspace_bytes"] >= kept + carry + weights
 
 
 @pytest.mark.parametrize(
@@ -336,3 +366,4 @@ def test_kernels_run_as_planned(tmp_path: Path) -> None:
             residence,
         )
     assert "in parts" in done.stdout
+    assert re.search(r"ok \w+ launches of \d+, .*, with a leak", done.stdout)

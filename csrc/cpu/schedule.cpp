@@ -68,7 +68,9 @@ double walk_cycles(const Problem& p, const Machine& m, int64_t bytes, const Sche
 Choice choose(const Problem& p, const Machine& m, int64_t bytes, int32_t threads) {
   Choice best{};
   const int64_t vectors = divide_up(p.H, m.lanes);
-  for (int32_t columns = 1; columns <= std::min<int64_t>(threads, vectors); ++columns) {
+  // The norm of a row is one thread's to know.
+  const int64_t most = p.clip.kind == Clip::Kind::norm ? 1 : vectors;
+  for (int32_t columns = 1; columns <= std::min<int64_t>(threads, most); ++columns) {
     const int32_t teams = threads / columns;
     // Cut rows no finer than there are teams for: one group's parts, or what the groups leave.
     const int64_t parts = std::clamp<int64_t>(divide_up(teams, std::max<int64_t>(p.G, 1)), 1,

@@ -84,8 +84,8 @@ bool better(const Candidate& a, const Candidate& b, int64_t H) {
 }
 
 std::string explain_plan(int64_t B, int64_t G, int64_t H, std::string products,
-                         std::string device_limits) {
-  const Sizes sizes{B, G, H};
+                         std::string device_limits, bool leak) {
+  const Sizes sizes{B, G, H, leak};
   const DeviceLimits limits = limits_of(device_limits);
   const std::vector<Math> maths = products_named(products);
   const std::optional<Plan> chosen = make_plan(sizes, maths, limits);

@@ -29,6 +29,7 @@ std::vector<Math> products_for(Type type, Float32 float32);
 
 enum class Refusal : int32_t {
   none,
+  leak_by_launches,   // only a launch for each step is compiled with a leak
   one_cta_too_small,  // units = the most that one CTA covers
   cluster_too_small,  // ... a cluster of 16
   device_too_small,   // ... all SMs
@@ -46,9 +47,11 @@ struct Candidate {
   Refusal refusal;
 };
 
-// Sizes of a problem. The plan is per step: it does not depend on T.
+// Sizes of a problem, and whether it is one with a leak. The plan is per step: it does not depend
+// on T.
 struct Sizes {
   int64_t B, G, H;
+  bool leak = false;
 };
 
 // Every candidate for products of one kind, in a fixed order.

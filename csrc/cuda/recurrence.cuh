@@ -291,8 +291,6 @@ class Walk {
 };
 
 // A CTA walks one team; with the grid exchange several, one after another.
-constexpr int kMostThreads = 256;
-
 template <class Product, template <class> class Exchange, Primitive primitive>
 FUSED_BPTT_GLOBAL(kMostThreads)
 recurrence_kernel(FUSED_BPTT_ARGS args) {
