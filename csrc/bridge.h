@@ -523,7 +523,7 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t clip, double clip_limit) {
+    int64_t clip, double clip_limit, int64_t members) {
   const Clip clipped = clip_of(clip, clip_limit);
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
@@ -553,15 +553,27 @@ inline BridgedLayer bridge_layer_backward(
     check_like("g_last", *g_last, "x", x);
     p.initial = state_of(with_unit_stride(bridged, *g_last));
   }
+  check(members >= 0, "members: expected 0 or more, got ", members);
+  for (int64_t t = 0; members > 0 && t < p.T; ++t) {
+    check(rows_at(p, t) % members == 0, "members: expected a divisor of the ", rows_at(p, t),
+          " rows of step ", t, ", got ", members);
+  }
   const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
     if (need) to = empty(sizes, x);
     return need ? to->mutable_data_ptr() : nullptr;
   };
+  const auto sum = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
+    if (members == 0) return gradient(need, to, sizes);
+    std::vector<int64_t> of_each{members};
+    of_each.insert(of_each.end(), sizes.data, sizes.data + sizes.count);
+    return gradient(need, to, of_each);
+  };
   layer.backward = true;
+  layer.members = members;
   layer.x_bar = gradient(need_x, bridged.x_bar, Shape(x));
-  layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
-  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
-  layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
+  layer.weight_ih_bar = sum(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
+  layer.weight_hh_bar = sum(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
+  layer.bias_bar = sum(need_bias, bridged.bias_bar, {p.G * p.H});
   layer.walk = p;
   return bridged;
 }
@@ -710,12 +722,12 @@ inline BridgedLayer bridge_leaky_layer_backward(
   return bridged;
 }
 
-// The gradients of the weights belong to the caller, and are added to.
+// The gradients belong to the caller; those of the weights are added to.
 inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
-    bool need_x, const std::optional<Tensor>& weight_ih_bar,
+    const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
     int64_t before) {
@@ -729,11 +741,12 @@ inline BridgedLayer bridge_layer_backward_into(
     return bar->mutable_data_ptr();
   };
   BridgedLayer bridged = bridge_layer_backward(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      false, false, false, reset, reset_state, window, 0, 0);
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
+      false, false, false, reset, reset_state, window, 0, 0, 0);
   bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
+  layer.x_bar = owned("x_bar", x_bar, {x.sizes().begin(), x.sizes().end()}, "that of x");
   layer.weight_ih_bar = owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");
   layer.weight_hh_bar =
       owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},

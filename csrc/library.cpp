@@ -49,13 +49,14 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? reset_state=None) -> (Tensor, Tensor)");
   // Its BPTT, from the cotangents of h and of the last h (none: zero): the gradients of x, h0,
   // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
-  // clip as in linear_recurrence.
+  // clip as in linear_recurrence. members: with n > 0, the rows of each step are those of n
+  // members, side by side, and the gradients of the weights and biases are of each, [n, ...].
   m.def(
       "layer_backward(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "Tensor? reset=None, Tensor? reset_state=None, int window=0, int clip=0, "
-      "float clip_limit=0.0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+      "float clip_limit=0.0, int members=0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
@@ -80,17 +81,25 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "bool need_leak, Tensor? reset=None, Tensor? reset_state=None, "
       "Tensor? sent_reset_state=None, int window=0) -> "
       "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor)");
-  // The same for a part of the steps: the gradients of the weights and biases (none: not needed)
-  // are added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to
-  // its end, give the bits that one call for all steps does. `before` steps of the whole come
-  // before these: window counts from there. Gives the gradients of x and h0.
+  // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
+  // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)
+  // steps, from the walk's beginning to its end, give the bits that one call for all steps does.
+  // `before` steps of the whole come before these: window counts from there. Gives the gradient of
+  // h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
-      "bool need_x, Tensor(a!)? weight_ih_bar, Tensor(b!)? weight_hh_bar, Tensor(c!)? bias_bar, "
-      "Tensor? reset=None, Tensor? reset_state=None, int window=0, int before=0) -> "
-      "(Tensor?, Tensor)");
+      "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
+      "Tensor(d!)? bias_bar, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
+      "int before=0) -> Tensor");
   m.def("chunk_steps(int B) -> int");
+  // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
+  // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key
+  // means this clock; none: nothing any more. is_due counts a pass and says whether it is to be
+  // read; without a clock it never is. `observe`, which asks that in a backward pass and hands its
+  // arguments on to `read`, is defined in Python: this interface knows no tags.
+  m.def("watch(int key, Tensor? clock) -> ()");
+  m.def("is_due(int key) -> bool");
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");

@@ -143,6 +143,9 @@ struct Layer {
   bool draws;               // forward: noise is drawn from the seed, and there is no other
   uint64_t seed;
   // Backward only. The gradients are contiguous, and null where they are not wanted.
+  // members: 0, the gradients of the weights are one sum over all rows; n, the rows of each step
+  // are those of n members, side by side, and there is a sum for each, [n, ...].
+  int64_t members;
   Carried sent;         // what W_hh multiplied
   Carried state;        // with a leak: h or v
   void* x_bar;          // [rows, I]
@@ -193,6 +196,9 @@ inline bool cut_at(const Problem& p, int64_t g, int64_t t, int64_t b) {
   const int64_t origin = p.first_rows ? p.first_rows[t] * c.row : t * c.step;
   return c.mask && c.mask[origin + b * c.row + g * c.group];
 }
+
+// How many sums over the rows there are.
+inline int64_t sums_of(const Layer& layer) { return layer.members > 0 ? layer.members : 1; }
 
 // Whether y is wanted where it is not q.
 inline bool wants_total(const Layer& layer) {

@@ -120,9 +120,7 @@ def linear_recurrence(
     """
     walk = (batch_sizes, reverse_groups, derivative, adjoint, reset, reset_state, window)
     args = (factor, v, weight, s0, *walk)
-    differentiable = (factor, v, weight, s0, reset_state)
-    recorded = any(x is not None and x.requires_grad for x in differentiable)
-    if _transformed() or (recorded and torch.is_grad_enabled()):
+    if _transformed() or _recorded(factor, v, weight, s0, reset_state):
         if clip is not None:
             return _apply(ClippedRecurrence, *args, clip)  # type: ignore[no-any-return]
         return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
@@ -168,6 +166,13 @@ def _of_first_order() -> bool:
     reverse = kinds.count(torch._C._functorch.TransformType.Grad)
     vmaps = kinds.count(torch._C._functorch.TransformType.Vmap)
     return reverse <= 1 and 0 < reverse + vmaps == len(kinds) and forward_ad._current_level < 0
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with any of these."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _transformed(*cotangents: Tensor | None) -> bool:
@@ -299,6 +304,7 @@ class Layer(torch.autograd.Function):
             any(need[0::step]),
             any(need[1::step]),
             step == 4 and any(need[2::step] + need[3::step]),
+            0,
             reset,
             reset_state,
             ctx.window,
@@ -332,6 +338,7 @@ def layer_backward(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    members: int = 0,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
@@ -342,17 +349,18 @@ def layer_backward(
 
     And last the gradient of reset_state, which the operator does not give.
     """
-    operands = (g, g_n, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, phi)
+    tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
     needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
+    asked = (*tensors, batch_sizes, reverse_groups, phi, *needed)
     cuts = (reset, reset_state, window)
     if _transformed(g, g_n):
         if reset is None and window == 0 and clip is None and _of_first_order():
-            bars = iter(_apply(LayerBackward, *operands, *needed))
+            bars = iter(_apply(LayerBackward, *asked, members))
             given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
             return tuple([next(bars) if is_given else None for is_given in given])
-    elif _ops.has_layer(x) and not torch.is_grad_enabled() and not need_reset_state:
-        return *_ops.layer_backward(*operands, *needed, *cuts, clip), None
-    return _composed_layer_backward(*operands, *needed, *cuts, need_reset_state, clip)
+    elif _ops.has_layer(x) and not need_reset_state and not _recorded(*tensors, reset_state):
+        return *_ops.layer_backward(*asked, *cuts, clip, members), None
+    return _composed_layer_backward(*asked, members, *cuts, need_reset_state, clip)
 
 
 def _composed_layer_backward(
@@ -370,6 +378,7 @@ def _composed_layer_backward(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    members: int = 0,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
@@ -393,18 +402,35 @@ def _composed_layer_backward(
         window,
         clip,
     )
-    rows = _rows(q.reshape(h.shape))
+    rows, x_rows = _rows(q.reshape(h.shape)), _rows(x)
     steps = Steps(x, batch_sizes, directions, reverse_groups, reset, window)
-    weight_hh_bar = None
-    if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
-        sums = steps.sums_of_products(rows, _rows(h), h0, reset_state, keep=True)
-        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums)
+    weight_ih_bar = weight_hh_bar = bias_bar = None
+    if members:
+        q_of_each = _of_each(rows, members)
+        if need_weight_ih:
+            weight_ih_bar = torch.bmm(q_of_each.mT, _of_each(x_rows, members))
+        if need_weight_hh:
+            before = steps.previous(_split(h, directions), h0, reset_state, keep=True)
+            before = _of_each(_rows(before.reshape(h.shape)), members)
+            ways = zip(q_of_each.chunk(directions, -1), before.chunk(directions, -1), strict=True)
+            sums = [torch.bmm(q_way.mT, h_way) for q_way, h_way in ways]
+            weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
+        if need_bias:
+            bias_bar = q_of_each.sum(1)
+    else:
+        if need_weight_ih:  # Σ_t q_t x_tᵀ
+            weight_ih_bar = torch.mm(rows.t(), x_rows)
+        if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
+            sums = steps.sums_of_products(rows, _rows(h), h0, reset_state, keep=True)
+            weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums)
+        if need_bias:  # Σ_t q_t
+            bias_bar = rows.sum(0)
     return (
         torch.mm(rows, weight_ih).view(*x.shape) if need_x else None,
         h0_bar,
-        torch.mm(rows.t(), _rows(x)) if need_weight_ih else None,  # Σ_t q_t x_tᵀ
+        weight_ih_bar,
         weight_hh_bar,
-        rows.sum(0) if need_bias else None,  # Σ_t q_t
+        bias_bar,
         steps.sums_after_resets(q) @ weight_hh if need_reset_state else None,
     )
 
@@ -453,13 +479,21 @@ class LayerBackward(torch.autograd.Function):
         weight_hh: Tensor,
         h0: Tensor,
         batch_sizes: Tensor | None,
-        *options: Any,
+        reverse_groups: int,
+        phi: int,
+        need_x: bool,
+        need_weight_ih: bool,
+        need_weight_hh: bool,
+        need_bias: bool,
+        members: int,
     ) -> Any:
         size = info.batch_size
+        needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
         if in_dims[4] is not None or in_dims[5] is not None:  # members have weights of their own
 
             def of_member(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-                arguments: list[Any] = [*tensors, batch_sizes, *options]
+                others = (batch_sizes, reverse_groups, phi, *needed, members)
+                arguments: list[Any] = [*tensors, *others]
                 return _given(_composed_layer_backward(*arguments))
 
             tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
@@ -467,92 +501,26 @@ class LayerBackward(torch.autograd.Function):
             return bars, (0,) * len(bars)
 
         rows = x.dim() - (in_dims[3] is not None) - 1
-        g = None if g is None else into_rows(g, in_dims[0], size, rows)
-        g_n = None if g_n is None else into_rows(g_n, in_dims[1], size, 2)
-        h, x = into_rows(h, in_dims[2], size, rows), into_rows(x, in_dims[3], size, rows)
-        h0 = into_rows(h0, in_dims[6], size, 2)
-        sizes = None if batch_sizes is None else batch_sizes * size
-        operands: list[Any] = [g, g_n, h, x, weight_ih, weight_hh, h0, sizes, *options]
-        if any(options[3:]):
-            x_bar, h0_bar, *sums = _layer_backward_of_each(size, *operands)
-        else:
-            x_bar, h0_bar, *sums = layer_backward(*operands)
-        x_bar = None if x_bar is None else unfold(x_bar, rows - 1, size)
+        x_bar, h0_bar, *sums = layer_backward(
+            None if g is None else into_rows(g, in_dims[0], size, rows),
+            None if g_n is None else into_rows(g_n, in_dims[1], size, 2),
+            into_rows(h, in_dims[2], size, rows),
+            into_rows(x, in_dims[3], size, rows),
+            weight_ih,
+            weight_hh,
+            into_rows(h0, in_dims[6], size, 2),
+            None if batch_sizes is None else batch_sizes * size,
+            reverse_groups,
+            phi,
+            *needed,
+            max(members, 1) * size,
+        )
         assert h0_bar is not None
-        bars = _given((x_bar, unfold(h0_bar, 1, size), *sums))
+        found = [None if x_bar is None else unfold(x_bar, rows - 1, size), unfold(h0_bar, 1, size)]
+        # Members of members: those of the inner ones have been in front.
+        found += [unfold(bar, 0, size) if members and bar is not None else bar for bar in sums]
+        bars = _given(found)
         return bars, (0,) * len(bars)
-
-
-def _layer_backward_of_each(
-    size: int,
-    g: Tensor | None,
-    g_n: Tensor | None,
-    h: Tensor,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor,
-    batch_sizes: Tensor | None,
-    reverse_groups: int,
-    phi: int,
-    need_x: bool,
-    need_weight_ih: bool,
-    need_weight_hh: bool,
-    need_bias: bool,
-) -> tuple[Any, ...]:
-    """:func:`layer_backward` where ``size`` members share the rows and each has sums of its own."""
-    directions = reverse_groups + 1
-    states = _split(h, directions)
-    q, h0_bar = linear_recurrence(
-        states,
-        None if g is None else _split(g, directions),
-        weight_hh,
-        g_n,
-        batch_sizes,
-        reverse_groups,
-        phi,
-        True,
-    )
-    rows = _rows(q.reshape(h.shape))
-
-    def of_each(x: Tensor) -> Tensor:
-        """[..., N] as [n, rows, N]."""
-        return x.reshape(rows.size(0) // size, size, x.size(-1)).transpose(0, 1)
-
-    q_of_each = of_each(rows)
-    weight_hh_bar = None
-    if need_weight_hh:
-        if batch_sizes is None:
-            before = _previous_of_each(size, states, h0, reverse_groups)
-        else:
-            steps = Steps(x, batch_sizes, directions, reverse_groups)
-            before = of_each(steps.previous(states, h0).reshape(h.shape)).chunk(directions, -1)
-        ways = zip(q_of_each.chunk(directions, -1), before, strict=True)
-        sums = [torch.bmm(q.mT, h) for q, h in ways]
-        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
-    return (
-        torch.mm(rows, weight_ih).view(x.shape) if need_x else None,
-        h0_bar,
-        torch.bmm(q_of_each.mT, of_each(x)) if need_weight_ih else None,
-        weight_hh_bar,
-        q_of_each.sum(1) if need_bias else None,
-    )
-
-
-def _previous_of_each(size: int, h: Tensor, h0: Tensor, reverse_groups: int) -> Sequence[Tensor]:
-    """h_{t-1} of each direction, [n, T * B, H], of h [T, B * n(, D), H] and h0 [D, B * n, H].
-
-    As ``Steps.previous`` has it, but made where the products read it: a copy less.
-    """
-    T, B = h.size(0), h.size(1) // size
-    members = h.reshape(T, B, size, -1, h.size(-1)).permute(3, 2, 0, 1, 4)  # [D, n, T, B, H]
-    initial = h0.reshape(-1, B, size, h.size(-1)).transpose(1, 2).unsqueeze(2)  # [D, n, 1, B, H]
-    forwards = len(members) - reverse_groups
-    found = [
-        torch.cat([start, states[:, :-1]] if way < forwards else [states[:, 1:], start], 1)
-        for way, (states, start) in enumerate(zip(members, initial, strict=True))
-    ]
-    return [states.flatten(1, 2) for states in found]
 
 
 class Recurrence(torch.autograd.Function):
@@ -819,6 +787,11 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
     if x is None:
         return None, None
     return x.unbind() if x.dim() == 3 else x.chunk(2)
+
+
+def _of_each(rows: Tensor, members: int) -> Tensor:
+    """Rows [N * members, ...], those of the members side by side, as [members, N, ...]."""
+    return rows.view(rows.size(0) // members, members, -1).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -379,7 +379,8 @@ class _ExactSums(_Sums):
             weight_ih, weight_hh, *_ = run.of_layer(self.parameters, index)
             bars = [*run.of_layer(self.bars, index)[:3], None]
             other = None if self.reset_state is None else self.reset_state[index : index + 1]
-            below, h0_bar = _ops.layer_backward_(
+            below = torch.empty_like(inputs) if index > 0 or need_x else None
+            h0_bar = _ops.layer_backward_(
                 g,
                 None if states_bar is None else states_bar[index],
                 outputs[index],
@@ -390,7 +391,7 @@ class _ExactSums(_Sums):
                 None,
                 0,
                 run.phi,
-                index > 0 or need_x,
+                below,
                 bars[0],
                 bars[1],
                 bars[2],

@@ -330,6 +330,7 @@ def layer_backward(
     reset_state: Tensor | None = None,
     window: int = 0,
     clip: Clip = None,
+    members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
 
@@ -340,10 +341,14 @@ def layer_backward(
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         window: no gradient is carried over the multiples of it in time; 0 for none.
         clip: as in :func:`linear_recurrence`.
+        members: n > 0: the rows of each step are those of n members, row by row side by side (row b
+            of member m is row b * n + m), and each has gradients of the weights and biases of its
+            own: those that it would have alone, to the bit. 0: one sum over all rows.
 
     Returns:
         The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
-        the shape of its tensor; None where it is not needed.
+        the shape of its tensor; None where it is not needed. With ``members``, the last three have
+        n in front.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -366,7 +371,8 @@ def layer_backward(
         reset,
         reset_state,
         window,
-        *(clip or ()),
+        *(clip or (0, 0.0)),
+        members,
     )
 
 
@@ -381,7 +387,7 @@ def layer_backward_(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-    need_x: bool,
+    x_bar: Tensor | None,
     weight_ih_bar: Tensor | None,
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
@@ -389,7 +395,7 @@ def layer_backward_(
     reset_state: Tensor | None = None,
     window: int = 0,
     before: int = 0,
-) -> tuple[Tensor | None, Tensor]:
+) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
     A sequence in one direction may be cut into parts of whole chunks of :func:`chunk_steps`,
@@ -397,16 +403,17 @@ def layer_backward_(
     the part's h0 as the ``g_last`` of the one before it, they give the bits of one call.
 
     Args:
-        g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity,
-            need_x: as in :func:`layer_backward`.
-        weight_ih_bar, weight_hh_bar, bias_bar: contiguous, of the shapes of the gradients; what is
-            not needed is None.
+        g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity: as in
+            :func:`layer_backward`.
+        x_bar: is written; contiguous, of x's shape; None if it is not needed.
+        weight_ih_bar, weight_hh_bar, bias_bar: are added to; contiguous, of the shapes of the
+            gradients; what is not needed is None.
         reset: as in :func:`recurrence_`, of these steps.
         reset_state, window: as in :func:`layer_backward`, of the whole sequence.
         before: steps of it that come before these. Between the parts the caller cuts.
 
     Returns:
-        The gradients of x, or None, and of h0.
+        The gradient of h0.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -422,7 +429,7 @@ def layer_backward_(
         batch_sizes,
         reverse_groups,
         nonlinearity,
-        need_x,
+        x_bar,
         weight_ih_bar,
         weight_hh_bar,
         bias_bar,
@@ -720,14 +727,16 @@ def _(
     window: int = 0,
     clip: int = 0,
     clip_limit: float = 0.0,
+    members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
+    n = (members,) if members else ()
     return (
         x.new_empty(x.shape) if need_x else None,
         h0.new_empty(h0.shape),
-        x.new_empty(weight_ih.shape) if need_weight_ih else None,
-        x.new_empty(weight_hh.shape) if need_weight_hh else None,
-        x.new_empty(weight_ih.size(0)) if need_bias else None,
+        x.new_empty(n + weight_ih.shape) if need_weight_ih else None,
+        x.new_empty(n + weight_hh.shape) if need_weight_hh else None,
+        x.new_empty((*n, weight_ih.size(0))) if need_bias else None,
     )
 
 
@@ -743,7 +752,7 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-    need_x: bool,
+    x_bar: Tensor | None,
     weight_ih_bar: Tensor | None,
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
@@ -751,9 +760,10 @@ def _(
     reset_state: Tensor | None = None,
     window: int = 0,
     before: int = 0,
-) -> tuple[Tensor | None, Tensor]:
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
-    return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
+) -> Tensor:
+    written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)
+    return h0.new_empty(h0.shape)
 
 
 @torch.library.register_fake("fused_bptt::normal")  # type: ignore[untyped-decorator]
@@ -902,20 +912,35 @@ def cuda_limits(device: int) -> str:
     return torch.ops.fused_bptt.cuda_limits(device)  # type: ignore[no-any-return]
 
 
+#: When a monitor reads: a key means a clock, or nothing any more; a pass is counted, is it to be
+#: read? See csrc/library.cpp.
+watch = torch.ops.fused_bptt.watch.default
+is_due = torch.ops.fused_bptt.is_due.default
+
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OBSERVED = (
+    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "int outputs=1, int window=0) -> ()"
+)
 
 
-def define(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
-    """An operator with a kernel in Python for every device, which is called for what it does.
+def _define_observe() -> Callable[..., None]:
+    """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
-    It returns nothing and takes tensors of any strides. A compiler does not look inside, and
-    neither leaves it out nor computes an argument again to have it in other strides.
-    ``torch.library.custom_op`` would add checks around every call, of 0.1 ms.
+    It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
+    computes an argument again to have it in other strides.
     """
-    name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
-    _library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"fused_bptt::{name}", lambda *args: None, lib=_library)
-    operator = getattr(torch.ops.fused_bptt, name).default
+    _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)
+    operator: Callable[..., None] = torch.ops.fused_bptt.observe.default
     torch.fx.node.has_side_effect(operator)
-    return operator  # type: ignore[no-any-return]
+    return operator
+
+
+observe = _define_observe()
+
+
+def define_read(kernel: Callable[..., None]) -> None:
+    """Says what ``read`` is: a kernel in Python, of the arguments of ``observe``."""
+    _library.define(f"read{_OBSERVED}")  # type: ignore[no-untyped-call]
+    _library.impl("read", kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from . import _checkpoint, _noise, _ops
 from ._autograd import layer
 from ._lengths import Masked, Ragged, check_lengths, check_range, readable
 from ._noise import StateNoise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _NONLINEARITIES = {
     "tanh": _ops.TANH,
@@ -30,58 +33,41 @@ _NONLINEARITIES = {
 _CLIPS = {"norm": _ops.CLIP_NORM, "value": _ops.CLIP_VALUE}
 
 
-@overload
-def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
-    return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
+#: What comes out is packed where what goes in is.
+_SequenceT = TypeVar("_SequenceT", Tensor, PackedSequence)
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments of :func:`rnn` but the one that changes what kind of thing it gives."""
+
+    nonlinearity: str
+    bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    reset: Tensor | None
+    reset_state: Tensor | None
+    bptt_window: int
+    clip_state_grad: tuple[str, float] | None
+    lengths: Tensor | None
+    checkpoint_every: int | None
+    recurrent_dropout: float
+    zoneout: float
+    generator: torch.Generator | None
+    state_batch_first: bool
 
 
 @overload
 def rnn(
-    input: PackedSequence,
+    input: _SequenceT,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[PackedSequence, Tensor]: ...
+    **options: Unpack[_Options],
+) -> tuple[_SequenceT, Tensor]: ...
 
 
 @overload
@@ -90,24 +76,8 @@ def rnn(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: bool,
-    state_batch_first: bool = ...,
+    **options: Unpack[_Options],
 ) -> tuple[Any, Tensor]: ...
 
 

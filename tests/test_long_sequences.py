@@ -316,11 +316,11 @@ def test_parts_of_the_operator_add_up_to_the_whole():
     for end in range(200, 0, -chunk):
         part = slice(max(0, end - chunk), end)
         h0 = expected["h"][part.start - 1].unsqueeze(0) if part.start else whole.h0
-        x_bar, g_last = _ops.layer_backward_(
+        x_bars.insert(0, torch.empty_like(whole.x[part]))
+        g_last = _ops.layer_backward_(
             *(whole.g[part], g_last, expected["h"][part], whole.x[part]),
-            *(whole.weight_ih, whole.weight_hh, h0, None, 0, _ops.TANH, True, *bars),
+            *(whole.weight_ih, whole.weight_hh, h0, None, 0, _ops.TANH, x_bars[0], *bars),
         )
-        x_bars.insert(0, x_bar)
     found = dict(zip(("weight_ih_bar", "weight_hh_bar", "bias_bar"), bars, strict=True))
     found |= {"x_bar": torch.cat(x_bars), "h0_bar": g_last}
     assert_exact(found, only(expected, found))
@@ -329,15 +329,17 @@ def test_parts_of_the_operator_add_up_to_the_whole():
 def test_operator_refuses_sums_that_do_not_fit():
     p = Layer(3, 2, 4, 5)
     h = _ops.layer(*arguments(p, _ops.TANH))[0]
-    walk = (p.g, None, h, p.x, p.weight_ih, p.weight_hh, p.h0, None, 0, _ops.TANH, False)
-    for bars, words in (
-        ((p.weight_ih.new_zeros(5, 5), None, None), r"weight_ih_bar: expected shape \[G \* H, I\]"),
-        ((None, p.weight_hh.new_zeros(5), None), "weight_hh_bar: expected shape that of weight_hh"),
-        ((None, None, torch.zeros(5)), "bias_bar: expected dtype Double"),
-        ((p.weight_ih.new_zeros(4, 5).t(), None, None), "weight_ih_bar: expected to be contiguous"),
+    walk = (p.g, None, h, p.x, p.weight_ih, p.weight_hh, p.h0, None, 0, _ops.TANH)
+    names = ("x_bar", "weight_ih_bar", "weight_hh_bar", "bias_bar")
+    for name, bar, words in (
+        ("x_bar", p.x.new_zeros(3, 2, 5), "x_bar: expected shape that of x"),
+        ("weight_ih_bar", p.x.new_zeros(5, 5), r"weight_ih_bar: expected shape \[G \* H, I\]"),
+        ("weight_ih_bar", p.x.new_zeros(4, 5).t(), "weight_ih_bar: expected to be contiguous"),
+        ("weight_hh_bar", p.x.new_zeros(5), "weight_hh_bar: expected shape that of weight_hh"),
+        ("bias_bar", torch.zeros(5), "bias_bar: expected dtype Double"),
     ):
         with pytest.raises(RuntimeError, match=words):
-            _ops.layer_backward_(*walk, *bars)
+            _ops.layer_backward_(*walk, *(bar if name == other else None for other in names))
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,11 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
                int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                bool need_bias, const std::optional<Tensor>& reset,
                const std::optional<Tensor>& reset_state, int64_t window, int64_t clip,
-               double clip_limit) {
-  const BridgedLayer bridged = bridge_layer_backward(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      need_weight_ih, need_weight_hh, need_bias, reset, reset_state, window, clip, clip_limit);
+               double clip_limit, int64_t members) {
+  const BridgedLayer bridged =
+      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                            nonlinearity, need_x, need_weight_ih, need_weight_hh, need_bias, reset,
+                            reset_state, window, clip, clip_limit, members);
   solve(bridged.layer);
   return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
           bridged.bias_bar};
@@ -139,19 +140,20 @@ leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>
           bridged.keep_bar, bridged.gain_bar,      bridged.noise_scale_bar, *bridged.ends};
 }
 
-std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
-    const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
-    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
-    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
-    bool need_x, const std::optional<Tensor>& weight_ih_bar,
-    const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t before) {
+Tensor layer_backward_(const std::optional<Tensor>& g, const std::optional<Tensor>& g_last,
+                       const Tensor& h, const Tensor& x, const Tensor& weight_ih,
+                       const Tensor& weight_hh, const Tensor& h0,
+                       const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                       int64_t nonlinearity, const std::optional<Tensor>& x_bar,
+                       const std::optional<Tensor>& weight_ih_bar,
+                       const std::optional<Tensor>& weight_hh_bar,
+                       const std::optional<Tensor>& bias_bar, const std::optional<Tensor>& reset,
+                       const std::optional<Tensor>& reset_state, int64_t window, int64_t before) {
   const BridgedLayer bridged = bridge_layer_backward_into(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, x_bar,
       weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before);
   solve(bridged.layer);
-  return {bridged.x_bar, *bridged.last};
+  return *bridged.last;
 }
 
 }  // namespace
