@@ -392,6 +392,9 @@ def layer_backward_(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
@@ -406,6 +409,8 @@ def layer_backward_(
         weight_ih_bar, weight_hh_bar, bias_bar: are added to; contiguous, of the shapes of the
             gradients; what is not needed is None.
         reset: as in :func:`recurrence_`, of these steps.
+        reset_state, window: as in :func:`layer_backward`, of the whole sequence.
+        before: steps of it that come before these. Between the parts the caller cuts.
 
     Returns:
         The gradient of h0.
@@ -429,6 +434,9 @@ def layer_backward_(
         weight_hh_bar,
         bias_bar,
         reset,
+        reset_state,
+        window,
+        before,
     )
 
 
@@ -749,9 +757,12 @@ def _(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> Tensor:
     written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)
     return h0.new_empty(h0.shape)
 
 
