@@ -21,6 +21,7 @@ ISAS = {"x86_64": ["baseline", "avx2", "avx512"], "aarch64": ["baseline", "neon"
 SOURCES = [
     "csrc/library.cpp",
     "csrc/info.cpp",
+    "csrc/monitor.cpp",
     "csrc/cpu/register.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/schedule.cpp",

@@ -19,8 +19,8 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
   // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
-  // none. clip, of an adjoint on the CPU: v_t + r_t is held within clip_limit before d_t multiplies
-  // it: 1 each number, 2 the norm of each row; 0 none.
+  // none. clip, of an adjoint: v_t + r_t is held within clip_limit before d_t multiplies
+  // it: 1 each number, 2 the norm of each row, on the CPU alone; 0 none.
   m.def(
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
@@ -91,6 +91,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
       "Tensor(d!)? bias_bar, Tensor? reset=None) -> Tensor");
   m.def("chunk_steps(int B) -> int");
+  // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
+  // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key
+  // means this clock; none: nothing any more. is_due counts a pass and says whether it is to be
+  // read; without a clock it never is. `observe`, which asks that in a backward pass and hands its
+  // arguments on to `read`, is defined in Python: this interface knows no tags.
+  m.def("watch(int key, Tensor? clock) -> ()");
+  m.def("is_due(int key) -> bool");
   // What this build and this machine have, for `fused-bptt info` and the tests.
   m.def("compiled_isas() -> str");
   m.def("cpu_isas() -> str");
@@ -99,8 +106,11 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // How a problem would be computed on CUDA, and what else was weighed: lines of `name=value`.
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
-  // device_limits: one of named_limits(), or what cuda_limits(device) gives.
-  m.def("explain_plan(int B, int G, int H, str products, str device_limits) -> str");
+  // device_limits: one of named_limits(), or what cuda_limits(device) gives. step: plain,
+  // leaky (leaky_recurrence and leaky_linear) or clipped (clip 1 of linear_recurrence).
+  m.def(
+      "explain_plan(int B, int G, int H, str products, str device_limits, str step='plain') -> "
+      "str");
   m.def("named_limits() -> str");
   m.def("cuda_limits(int device) -> str");
 }

@@ -130,9 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
-        clip: of the adjoint on the CPU: v_t + r_t is clipped before d_t multiplies it, each number
+        clip: of the adjoint: v_t + r_t is clipped before d_t multiplies it, each number
             to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
-            less than 1 (``CLIP_NORM``).
+            less than 1 (``CLIP_NORM``, on the CPU alone).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -862,7 +862,9 @@ def cuda_archs() -> list[str]:
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
 
 
-def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> str:
+def explain_plan(
+    B: int, G: int, H: int, products: str, device_limits: str, step: str = "plain"
+) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
     Args:
@@ -873,6 +875,8 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
+        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"``, of
+            an adjoint with ``CLIP_VALUE``; else ``"plain"``, the default.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -882,7 +886,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, step)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:
@@ -899,20 +903,35 @@ def cuda_limits(device: int) -> str:
     return torch.ops.fused_bptt.cuda_limits(device)  # type: ignore[no-any-return]
 
 
+#: When a monitor reads: a key means a clock, or nothing any more; a pass is counted, is it to be
+#: read? See csrc/library.cpp.
+watch = torch.ops.fused_bptt.watch.default
+is_due = torch.ops.fused_bptt.is_due.default
+
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OBSERVED = (
+    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "int outputs=1, int window=0) -> ()"
+)
 
 
-def define(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
-    """An operator with a kernel in Python for every device, which is called for what it does.
+def _define_observe() -> Callable[..., None]:
+    """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
-    It returns nothing and takes tensors of any strides. A compiler does not look inside, and
-    neither leaves it out nor computes an argument again to have it in other strides.
-    ``torch.library.custom_op`` would add checks around every call, of 0.1 ms.
+    It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
+    computes an argument again to have it in other strides.
     """
-    name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
-    _library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"fused_bptt::{name}", lambda *args: None, lib=_library)
-    operator = getattr(torch.ops.fused_bptt, name).default
+    _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)
+    operator: Callable[..., None] = torch.ops.fused_bptt.observe.default
     torch.fx.node.has_side_effect(operator)
-    return operator  # type: ignore[no-any-return]
+    return operator
+
+
+observe = _define_observe()
+
+
+def define_read(kernel: Callable[..., None]) -> None:
+    """Says what ``read`` is: a kernel in Python, of the arguments of ``observe``."""
+    _library.define(f"read{_OBSERVED}")  # type: ignore[no-untyped-call]
+    _library.impl("read", kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

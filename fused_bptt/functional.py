@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from . import _checkpoint, _noise, _ops
 from ._autograd import layer
 from ._lengths import Masked, Ragged, check_lengths, check_range, readable
 from ._noise import StateNoise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _NONLINEARITIES = {
     "tanh": _ops.TANH,
@@ -30,58 +33,41 @@ _NONLINEARITIES = {
 _CLIPS = {"norm": _ops.CLIP_NORM, "value": _ops.CLIP_VALUE}
 
 
-@overload
-def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
-    return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
+#: What comes out is packed where what goes in is.
+_SequenceT = TypeVar("_SequenceT", Tensor, PackedSequence)
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments of :func:`rnn` but the one that changes what kind of thing it gives."""
+
+    nonlinearity: str
+    bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    reset: Tensor | None
+    reset_state: Tensor | None
+    bptt_window: int
+    clip_state_grad: tuple[str, float] | None
+    lengths: Tensor | None
+    checkpoint_every: int | None
+    recurrent_dropout: float
+    zoneout: float
+    generator: torch.Generator | None
+    state_batch_first: bool
 
 
 @overload
 def rnn(
-    input: PackedSequence,
+    input: _SequenceT,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[PackedSequence, Tensor]: ...
+    **options: Unpack[_Options],
+) -> tuple[_SequenceT, Tensor]: ...
 
 
 @overload
@@ -90,24 +76,8 @@ def rnn(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    clip_state_grad: tuple[str, float] | None = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: bool,
-    state_batch_first: bool = ...,
+    **options: Unpack[_Options],
 ) -> tuple[Any, Tensor]: ...
 
 
@@ -148,7 +118,7 @@ def rnn(
             first layer), ``weight_hh`` [H, H], and, with ``bias``, ``bias_ih`` [H], ``bias_hh``
             [H]: the order of ``nn.RNN``'s parameters.
         nonlinearity: φ, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` (without a threshold)
-            or ``"identity"``; the last three on the CPU. Default ``"tanh"``.
+            or ``"identity"``. Default ``"tanh"``.
         bias: whether ``weights`` contains biases. Default True.
         num_layers: number of layers. Default 1.
         dropout: probability of zeroing an output of every layer but the last while ``training``.
@@ -169,8 +139,8 @@ def rnn(
             the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
-            forward pass are not touched. On the CPU; not together with ``checkpoint_every``,
-            ``recurrent_dropout`` and ``zoneout``. Default None.
+            forward pass are not touched. Norms on the CPU alone; not together with
+            ``checkpoint_every``, ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -189,12 +159,12 @@ def rnn(
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
-            and Ghahramani, 2016). What a reset begins with is multiplied by the same m. On the
-            CPU. Default 0.
+            and Ghahramani, 2016). What a reset begins with is multiplied by the same m.
+            Default 0.
         zoneout: p, the probability that a unit keeps its state in a step, h_t = m_t ⊙ h_{t-1} +
             (1 - m_t) ⊙ φ(z_t) (Krueger et al., 2016); m_t is drawn for each step, row and unit,
             and without ``training`` it is p. Not together with ``recurrent_dropout``, and neither
-            with ``checkpoint_every``. On the CPU. Default 0.
+            with ``checkpoint_every``. Default 0.
         generator: draws what these two need, layer after layer; on the device of input. Default
             None: torch's own, the only one that ``torch.utils.checkpoint`` puts back before it
             computes a pass again; with another there, an error.
@@ -542,8 +512,11 @@ def _check_clip(
         raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
     if noise is not None:
         raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
-    if device.type != "cpu":
-        raise ValueError(f"clip_state_grad: expected input on the CPU, got it on {device}")
+    if kind == "norm" and device.type != "cpu":
+        raise ValueError(
+            f"clip_state_grad: expected input on the CPU, got it on {device} (there only ('value', "
+            "limit) is clipped)"
+        )
     return _CLIPS[kind], float(limit)
 
 

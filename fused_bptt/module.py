@@ -18,10 +18,8 @@ _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 SequenceLike = Tensor | PackedSequence
 
-#: Given (module, input, hx, output, h_n), gives output and h_n on.
-Observer = Callable[
-    [nn.RNNBase, SequenceLike, Tensor | None, SequenceLike, Tensor], tuple[SequenceLike, Tensor]
-]
+#: Given (module, input, hx, output, h_n) and the options of the call, gives output and h_n on.
+Observer = Callable[..., tuple[Any, Tensor]]
 
 
 class RNN(nn.RNNBase):
@@ -37,7 +35,7 @@ class RNN(nn.RNNBase):
         input_size: I, number of input features.
         hidden_size: H, number of hidden units.
         num_layers: number of layers. Default 1.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``; on the CPU, and not in ``nn.RNN``, also
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``; and, not in ``nn.RNN``, also
             ``"sigmoid"``, ``"softplus"`` or ``"identity"``. Default ``"tanh"``.
         bias: whether there are biases. Default True.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
@@ -119,19 +117,12 @@ class RNN(nn.RNNBase):
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
         if self._observers and (
-            reset is not None
-            or bptt_window
-            or clip_state_grad is not None
-            or lengths is not None
-            or return_all_layers
-            or state_batch_first
-            or self.recurrent_dropout
-            or self.zoneout
+            self.recurrent_dropout or self.zoneout or clip_state_grad is not None
         ):
             raise RuntimeError(
-                "reset, bptt_window, clip_state_grad, lengths, return_all_layers, "
-                "state_batch_first, recurrent_dropout, zoneout: expected none while a "
-                "GradientMonitor reads this module, got one; close the monitor before"
+                "recurrent_dropout, zoneout, clip_state_grad: expected none while a "
+                "GradientMonitor reads this module, got one (it does not know their masks, or what "
+                "was cut off); close the monitor before"
             )
         output, h_n = rnn(
             input,
@@ -157,7 +148,19 @@ class RNN(nn.RNNBase):
             state_batch_first=state_batch_first,
         )
         for observe in self._observers:
-            output, h_n = observe(self, input, hx, output, h_n)
+            output, h_n = observe(
+                self,
+                input,
+                hx,
+                output,
+                h_n,
+                reset=reset,
+                reset_state=reset_state,
+                bptt_window=bptt_window,
+                lengths=lengths,
+                return_all_layers=return_all_layers,
+                state_batch_first=state_batch_first,
+            )
         return output, h_n
 
     def step(

@@ -83,8 +83,8 @@ def solve(
         output, h_n = taped_rnn(data, hx, weights, batch_sizes=sizes, **options, **of_loop(clip))
     found = {"output": data_of(output), "h_n": h_n}
     cotangents = [cotangent(value, seed) for seed, value in enumerate(found.values())]
-    if spoiled is not None:
-        cotangents[0][tuple(size // 2 for size in cotangents[0].shape)] = spoiled
+    if spoiled is not None:  # at the first step, after which nothing more spreads it
+        cotangents[0][(0, *(size // 2 for size in cotangents[0].shape[1:]))] = spoiled
     bars = torch.autograd.grad(list(found.values()), list(leaves.values()), cotangents)
     found |= {f"grad {name}": bar for name, bar in zip(leaves, bars, strict=True)}
     return {name: value.detach() for name, value in found.items()}
@@ -223,11 +223,13 @@ def test_lengths_and_layouts(batch_first: bool, kind: str) -> None:
     x = torch.randn(4, 7, 3, dtype=torch.float64)
     lengths = torch.tensor([3, 7, 0, 5])
 
+    def loss(x: Tensor, **options: Any) -> Tensor:
+        output, h_n = m(x, clip_state_grad=clip, **options)
+        return 3 * output.sin().sum() + h_n.square().sum()
+
     def bars(x: Tensor, **options: Any) -> Tensor:
         x = x.clone().requires_grad_()
-        output, h_n = m(x, clip_state_grad=clip, **options)
-        loss = 3 * output.sin().sum() + h_n.square().sum()
-        return torch.autograd.grad(loss, x)[0]
+        return torch.autograd.grad(loss(x, **options), x)[0]
 
     alone = torch.zeros_like(x)
     for row, length in enumerate(lengths.tolist()):
@@ -236,6 +238,8 @@ def test_lengths_and_layouts(batch_first: bool, kind: str) -> None:
     for more in ({}, {"state_batch_first": True}):
         found = bars(batch, lengths=lengths, **more)
         assert_close({"x": found if batch_first else found.transpose(0, 1)}, {"x": alone})
+    found = grad(loss)(batch, lengths=lengths)  # the padded batch, masked
+    assert_close({"x": found if batch_first else found.transpose(0, 1)}, {"x": alone})
 
 
 @both_kinds

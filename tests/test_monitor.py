@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -157,6 +158,170 @@ def test_gradients_are_the_same_bits(options: Any) -> None:
     assert len(monitor.readings) == count, "closed"
 
 
+def taped(
+    rnn: Any,
+    x: Tensor,
+    hx: Tensor,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    bptt_window: int = 0,
+    lengths: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor, dict[tuple[int, bool], list[list[Tensor]]]]:
+    """A loop over layers, directions, rows and steps: every layer's output, h_n, and z by step."""
+    steps, rows = x.shape[:2]
+    ends = [steps] * rows if lengths is None else lengths.tolist()
+    directions = 2 if rnn.bidirectional else 1
+    data = [[x[t, row] for t in range(ends[row])] for row in range(rows)]
+    outputs, last, found = [], [], {}
+    for layer, direction in itertools.product(range(rnn.num_layers), range(directions)):
+        suffix, state = f"l{layer}" + "_reverse" * direction, layer * directions + direction
+        W_ih, W_hh, b_ih, b_hh = (
+            getattr(rnn, f"{name}_{suffix}")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        z_of: list[list[Tensor]] = [[] for _ in range(max(ends))]
+        h_of = [[hx.new_zeros(HIDDEN)] * steps for _ in range(rows)]
+        for row, end in enumerate(ends):
+            h = hx[state, row]
+            for t in reversed(range(end)) if direction else range(end):
+                boundary = t + 1 if direction else t
+                if boundary < end and boundary > 0 and bptt_window and boundary % bptt_window == 0:
+                    h = h.detach()
+                if boundary < end and reset is not None and reset[boundary, row]:
+                    h = torch.zeros_like(h) if reset_state is None else reset_state[state, row]
+                z = W_ih @ data[row][t] + b_ih + W_hh @ h + b_hh
+                z.retain_grad()
+                z_of[t].append(z)
+                h = PHI[rnn.nonlinearity](z)
+                h_of[row][t] = h
+            last.append(h)
+        outputs.append(torch.stack([torch.stack(each) for each in h_of], 1))
+        found[layer, bool(direction)] = z_of
+        if direction == directions - 1:
+            whole = torch.cat(outputs[layer:], -1)
+            outputs[layer:] = [whole]
+            data = [[whole[t, row] for t in range(ends[row])] for row in range(rows)]
+    return outputs, torch.stack(last).view(-1, rows, HIDDEN), found
+
+
+PHI: dict[str, Any] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda z: torch.log1p(torch.exp(z)),
+    "identity": lambda z: z + 0,
+}
+CALLS: dict[str, tuple[str, ...]] = {
+    "reset": ("reset",),
+    "reset to a state": ("reset", "reset_state"),
+    "window": ("bptt_window",),
+    "lengths": ("lengths",),
+    "all layers": ("return_all_layers",),
+    "batch first states": ("state_batch_first",),
+    "all": (
+        "reset", "reset_state", "bptt_window", "lengths", "return_all_layers", "state_batch_first"
+    ),
+}  # fmt: skip
+STACKS: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "layers": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+}
+
+
+def loss_of_all(outputs: list[Tensor], h_n: Tensor) -> Tensor:
+    """Without what is past the end of a row, which is zero."""
+    return torch.stack([loss(each, h_n) for each in outputs]).sum()
+
+
+def assert_reads_as_taped(
+    readings: list[Reading], rnn: Any, names: tuple[str, ...], run: Any = None
+) -> None:
+    """One call of the module, or of ``run`` in its place, with the options ``names``."""
+    x, hx = batch(rnn)
+    torch.manual_seed(2)
+    options: dict[str, Any] = {
+        "reset": torch.rand(STEPS, ROWS) < 0.3,
+        "reset_state": torch.randn_like(hx),
+        "bptt_window": 4,
+        "lengths": torch.tensor([4, 6, 0]),
+        "return_all_layers": True,
+        "state_batch_first": True,
+    }
+    options = {name: options[name] for name in names}
+    every = bool(options.pop("return_all_layers", False))
+    turned = bool(options.pop("state_batch_first", False))
+    steps_first = x.transpose(0, 1) if rnn.batch_first else x
+    outputs, h_n, z = taped(rnn, steps_first, hx, **options)
+    loss_of_all(outputs if every else outputs[-1:], h_n).backward()
+    expected = {
+        place: torch.stack([torch.stack([each.grad for each in row]).norm() for row in of_step])
+        for place, of_step in z.items()
+    }
+
+    def as_called(values: Tensor) -> Tensor:
+        return values.transpose(0, 1) if turned else values
+
+    if rnn.batch_first and "reset" in options:
+        options["reset"] = options["reset"].t()
+    if "reset_state" in options:
+        options["reset_state"] = as_called(options["reset_state"])
+    found, h_n = (rnn if run is None else run)(
+        x,
+        as_called(hx),
+        **options,
+        **({"return_all_layers": True} if every else {}),
+        **({"state_batch_first": True} if turned else {}),
+    )
+    found = found if every else (found,)
+    loss_of_all(
+        [each.transpose(0, 1) if rnn.batch_first else each for each in found], as_called(h_n)
+    ).backward()
+    assert [(each.layer, each.reverse) for each in readings] == [*expected]
+    for each in readings:
+        assert_close({"q": each.q_norms}, {"q": expected[each.layer, each.reverse]})
+
+
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("names", CALLS.values(), ids=CALLS)
+def test_readings_of_every_option_are_those_of_a_taped_loop(
+    names: tuple[str, ...], stack: Any
+) -> None:
+    rnn = make(**stack)
+    with GradientMonitor(rnn, every=1) as monitor:
+        assert_reads_as_taped(monitor.readings, rnn, names)
+
+
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("nonlinearity", PHI)
+def test_readings_of_every_nonlinearity_are_those_of_a_taped_loop(
+    nonlinearity: str, stack: Any
+) -> None:
+    rnn = make(nonlinearity=nonlinearity, **stack)
+    with GradientMonitor(rnn, every=1) as monitor:
+        assert_reads_as_taped(monitor.readings, rnn, ())
+
+
+@compiles
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_every_option_under_compile(stack: Any) -> None:
+    """Of those that can be compiled."""
+    torch._dynamo.reset()
+    rnn = make(**stack)
+    names = tuple(name for name in CALLS["all"] if name != "lengths")
+    with GradientMonitor(rnn, every=1) as monitor:
+        compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+        assert_reads_as_taped(monitor.readings, rnn, names, compiled)
+
+
+def test_dropout_leaves_the_last_layer_of_all_outputs() -> None:
+    rnn = make(num_layers=2, dropout=0.5)
+    x, hx = batch(rnn)
+    monitor = GradientMonitor(rnn, every=1)
+    outputs, h_n = rnn(x, hx, return_all_layers=True)
+    loss_of_all(list(outputs), h_n).backward()
+    assert [each.layer for each in monitor.readings] == [1]
+
+
 def test_dropout_leaves_the_last_layer() -> None:
     rnn = make(num_layers=2, dropout=0.5)
     x, hx = batch(rnn)
@@ -215,26 +380,50 @@ def test_every() -> None:
 
 
 def test_readings_are_rationed_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock of our own: a reading that costs 2 s is followed by 38 s without."""
-    now = [0.0]
-
-    def clock() -> float:
-        return now[0]
-
-    monkeypatch.setattr(monitoring, "perf_counter", clock)
+    """A reading that costs 2 s, and a little, is followed by 38 s without."""
+    said = 0.0  # seconds that the clock of the readings is ahead
+    monkeypatch.setattr(monitoring, "perf_counter", lambda: time.perf_counter() + said)
     monkeypatch.setattr(monitoring, "_AROUND", 0.0)
     rnn = make()
     x, hx = batch(rnn)
 
     def slow(reading: Reading) -> None:
-        now[0] += 1
+        nonlocal said
+        said = 1.0
 
     monitor = GradientMonitor(rnn, slow, cost=0.05)
     for _ in range(200):
         loss(*rnn(x, hx)).backward()
-        now[0] += 1
+        monitor._clock[monitoring._DUE] -= 1.02 + said
+        said = 0.0
     read = [each.passes for each in monitor.readings]
     assert read == [*range(1, 201, 38)]
+
+
+def test_the_clock_is_the_one_of_perf_counter() -> None:
+    clock = torch.tensor([0.0, 0.0, time.perf_counter() + 100], dtype=torch.float64)
+    _ops.watch(-1, clock)
+    assert not _ops.is_due(-1)
+    clock[monitoring._DUE] = time.perf_counter()
+    assert _ops.is_due(-1)
+    assert clock[monitoring._PASSES] == 2
+    _ops.watch(-1, None)
+    assert not _ops.is_due(-1)
+    assert clock[monitoring._PASSES] == 2
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [torch.zeros(2, dtype=torch.float64), torch.zeros(3), torch.zeros(6, dtype=torch.float64)[::2]],
+)
+def test_a_clock_that_does_not_fit(clock: Tensor) -> None:
+    assert "clock: expected float64 [3] on the CPU" in raised(lambda: _ops.watch(-1, clock))[1]
+
+
+def test_opcheck() -> None:
+    g, g_n, h = (torch.randn(4, 3, 5) for _ in range(3))
+    for rest in (None, [None, h]):
+        torch.library.opcheck(_ops.observe, (-1, g, None, h, g_n[0], rest, 1, 2))
 
 
 def test_calls_without_gradients_are_not_read() -> None:
@@ -284,6 +473,25 @@ def test_under_compile(backend: str, options: Any) -> None:
 
 
 @compiles
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_error_of_a_callback_ends_the_backward_pass(
+    compiled: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch._dynamo.reset()
+    rnn = make()
+    x, _ = batch(rnn)
+    GradientMonitor(rnn, lambda reading: 1 / 0, every=1)
+    step = torch.compile(lambda x: rnn(x)[0].sum(), backend="aot_eager") if compiled else rnn
+    value = step(x) if compiled else step(x)[0].sum()
+    kind, said = raised(value.backward)
+    if compiled:
+        assert "a reading failed" in said
+        said = capfd.readouterr().err
+    assert "division by zero" in said
+    assert kind is (RuntimeError if compiled else ZeroDivisionError)
+
+
+@compiles
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_compiled_step_keeps_no_more_than_is_read(layers: int) -> None:
     """And an h_n without a gradient stays without one: zeros would be added at every step."""
@@ -304,9 +512,12 @@ def test_a_compiled_step_keeps_no_more_than_is_read(layers: int) -> None:
     torch.compile(lambda x: rnn(x)[0].sum(), fullgraph=True, backend=backend)(x).backward()
     (graph,) = graphs
     (node,) = (each for each in graph.graph.nodes if "observe" in str(each.target))
-    g_n, weights = node.args[2], node.args[5]
+    _, g, g_n, h, weight, *others = node.args
     assert g_n is None
-    assert len(weights) == (1 if layers == 1 else 4 * layers)
+    assert None not in (g, h, weight)
+    assert (others == []) == (layers == 1)
+    if layers > 1:
+        assert sum(each is not None for each in others[0]) == 1 + 4 * layers - 1, "x and parameters"
 
 
 @compiles
@@ -435,6 +646,9 @@ def test_saturation() -> None:
     assert saturation(h, "tanh") == 0.5
     assert saturation(h.clamp(min=0), "relu") == 0.5
     assert saturation(h[:0], "tanh") == 0.0
+    assert saturation(torch.tensor([0.001, 0.5, 0.999, 0.01]), "sigmoid") == 0.5
+    assert saturation(torch.tensor([0.0, 0.01, 0.1, 4.0]), "softplus") == 0.5
+    assert saturation(h, "identity") == 0.0
 
 
 def test_spectral_radius() -> None:
@@ -488,12 +702,10 @@ def test_refusals(options: Any, says: str) -> None:
     assert "got LSTM" in raised(lambda: GradientMonitor(nn.LSTM(2, 3)))[1]
 
 
-def test_what_a_monitor_does_not_read_is_refused():
-    rnn = fused_bptt.RNN(2, 3)
+@pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])
+def test_what_a_monitor_does_not_read_is_refused(option: str) -> None:
+    rnn = fused_bptt.RNN(2, 3, **{option: 0.5})
     x = torch.randn(4, 1, 2)
-    with (
-        fused_bptt.GradientMonitor(rnn),
-        pytest.raises(RuntimeError, match="while a GradientMonitor reads this module"),
-    ):
-        rnn(x, bptt_window=2)
-    rnn(x, bptt_window=2)
+    with GradientMonitor(rnn):
+        assert "does not know their masks" in raised(lambda: rnn(x))[1]
+    rnn(x)

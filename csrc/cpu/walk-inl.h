@@ -163,6 +163,7 @@ ClippedEpilogue<S, C> clipped_epilogue_of(const Problem& p) {
 
 template <class S, class C>
 Epilogue<S, C> epilogue_of(const Problem& p) {
+  if (p.clip.kind != Clip::Kind::none) return [](const Tile<S, C>&) {};  // sums wait for their row
   return with_phi(p.phi, [&](auto phi) -> Epilogue<S, C> {
     return p.primitive == Primitive::recurrence
                ? &epilogue<S, C, Primitive::recurrence, decltype(phi)::value>
@@ -457,7 +458,7 @@ class Walk {
     const auto tile_step = [&](int64_t vector, int width, int64_t b, int block) {
       prefetch(ahead);
       multiply(i, vector, width, b, block);
-      if (!clipped_) epilogue_(tile_at(i, t, vector, width, b, block));
+      epilogue_(tile_at(i, t, vector, width, b, block));
     };
     if (panels_outside_) {
       for_each_panel(i, [&](int64_t vector, int width) {
@@ -469,19 +470,16 @@ class Walk {
         for_each_panel(i, [&](int64_t vector, int width) { tile_step(vector, width, b, block); });
       });
     }
-    if constexpr (!leaky) {
-      if (clipped_) {
-        const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
-        for (int64_t b = first; b < end; ++b) {
-          clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, 1), p_.clip);
-        }
-        return;
-      }
-    }
     for_each_block(widest_, std::max(first, multiplied), end, [&](int64_t b, int block) {
       for_each_panel(
           i, [&](int64_t vector, int width) { epilogue_(tile_at(i, t, vector, width, b, block)); });
     });
+    if constexpr (!leaky) {
+      const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
+      for (int64_t b = first; clipped_ && b < end; ++b) {
+        clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, 1), p_.clip);
+      }
+    }
   }
 
   // What the next step reads from memory that nothing has touched lately: its rows of drive and
@@ -583,7 +581,7 @@ class Walk {
   const Slice slice_;
   const int64_t stride_;
   std::conditional_t<leaky, LeakyEpilogue<S, C>, Epilogue<S, C>> epilogue_;
-  ClippedEpilogue<S, C> clipped_ = nullptr;  // in the place of the other one
+  ClippedEpilogue<S, C> clipped_ = nullptr;  // null: not clipped
   const C* weights_;
   C* carry_;
   int64_t next_ = 0;     // the step that comes next, in the order of the walk

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .monitor import _Tap
+from .passes import _Tap
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
-def tap(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """A :class:`fused_bptt.inspection.monitor._Tap`."""
+def tap(*arguments: Any) -> tuple[Tensor, ...]:
+    """A :class:`fused_bptt.inspection.passes._Tap`."""
     return _Tap.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]

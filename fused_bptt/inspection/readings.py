@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .._algebra import slope
+from ..functional import _NONLINEARITIES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: |tanh| above this is called saturated: its slope is below 0.02.
-SATURATED = 0.99
+#: A state is called saturated where the slope is below this part of the largest: |tanh| > 0.99.
+FLAT = 0.0199
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,11 @@ class Reading:
     layer: int
     reverse: bool
     q_norms: Tensor
-    """[T] float64 on the CPU: ‖∂L/∂z_t‖ over the batch and the hidden units, in the order of x."""
+    """[T] float64 on the CPU: ‖∂L/∂z_t‖ over the batch and the hidden units, in the order of x; T
+    is that of the longest row."""
     saturation: float
-    """Fraction of h that has next to no slope: |h| > 0.99 of tanh, h = 0 of relu."""
+    """Fraction of h that has next to no slope, below 2 % of the largest: |h| > 0.99 of tanh, h = 0
+    of relu."""
     spectral_radius: float
     """Largest |eigenvalue| of W_hh."""
 
@@ -74,11 +79,22 @@ def spectral_radius(weight: Tensor) -> float:
     return radius
 
 
+def q_norms(q: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """[T] ‖q_t‖ of [T, B, H], or of packed rows [N, H]; float64 on the CPU."""
+    wide = q if q.dtype == torch.float64 else q.float()
+    rows: Tensor = torch.linalg.vector_norm(wide, dim=-1).double().cpu()
+    if batch_sizes is None:
+        return rows.square().sum(1).sqrt()
+    steps = torch.repeat_interleave(torch.arange(len(batch_sizes)), batch_sizes)
+    return rows.new_zeros(len(batch_sizes)).index_add(0, steps, rows.square()).sqrt()
+
+
 def saturation(h: Tensor, nonlinearity: str) -> float:
     """Fraction of the states h that has next to no slope; 0 of none."""
     if h.numel() == 0:
         return 0.0
-    flat = h.abs() > SATURATED if nonlinearity == "tanh" else h <= 0
+    largest = 0.25 if nonlinearity == "sigmoid" else 1.0
+    flat = slope(h.float(), _NONLINEARITIES[nonlinearity]) < FLAT * largest
     return flat.float().mean().item()
 
 

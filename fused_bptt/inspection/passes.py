@@ -1,0 +1,342 @@
+"""What a pass through a network leaves to be read, and ‖∂L/∂z_t‖ of every layer from it."""
+
+from __future__ import annotations
+
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _ops
+from .._lengths import Ragged
+from ..functional import _NONLINEARITIES
+from ..functional import rnn as run
+
+
+class Given(NamedTuple):
+    """What a module was called with, sequences [T, B, ...] or packed rows, states [S, B, H]."""
+
+    #: None, as ``hx`` and ``reset_state``, if no lower layer is to be computed again.
+    x: Tensor | None = None
+    hx: Tensor | None = None
+    batch_sizes: Tensor | None = None
+    sorted_indices: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    reset_state: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """A pass: what was given, what came of it, and the gradients of that."""
+
+    #: Of every layer; or of the last alone, and then the others are computed again if x is known.
+    outputs: list[Tensor]
+    gradients: list[Tensor | None]
+    h_n_gradient: Tensor | None
+    given: Given
+    window: int
+    #: Every parameter; or, where one layer is read, W_hh of each of its directions.
+    weights: list[Tensor]
+
+
+class Layer(NamedTuple):
+    """Of a layer, h and q [T, B, D, H] or [N, D, H], how they are packed, and each W_hh."""
+
+    number: int
+    h: Tensor
+    q: Tensor
+    batch_sizes: Tensor | None
+    weights: list[Tensor]
+
+
+def nonlinearity_of(rnn: nn.RNNBase) -> str:
+    """``"tanh"``, ``"relu"`` and so on."""
+    return rnn.mode.removeprefix("RNN_").lower()
+
+
+def tap(
+    key: int,
+    due: bool,
+    rnn: nn.RNNBase,
+    x: Any,
+    hx: Tensor | None,
+    output: Any,
+    h_n: Tensor,
+    *,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    bptt_window: int = 0,
+    lengths: Tensor | None = None,
+    return_all_layers: bool = False,
+    state_batch_first: bool = False,
+) -> tuple[Any, Tensor]:
+    """Gives ``output`` and ``h_n`` on; in the backward pass the reader sees their gradients.
+
+    Args:
+        key: of the reader.
+        due: whether it reads; else :func:`fused_bptt._ops.observe` is asked in the backward pass.
+        rnn: what was called.
+        x, hx, reset, reset_state, bptt_window, lengths, return_all_layers, state_batch_first: with
+            what.
+        output, h_n: what it returns.
+    """
+    # A compiled step pays for every tensor that is kept for a reading, so where the last layer
+    # alone is read, that is no more than its W_hh. Which lower states were dropped is not known.
+    whole = rnn.num_layers > 1 and not (rnn.dropout > 0 and rnn.training)
+    names = rnn._flat_weights_names
+    if not whole:
+        last = f"weight_hh_l{rnn.num_layers - 1}"
+        names = [last, f"{last}_reverse"] if rnn.bidirectional else [last]
+    weights = [getattr(rnn, name).detach() for name in names]
+    outputs = list(output) if return_all_layers else [output]
+    untouched = [] if whole else outputs[:-1]
+    outputs = outputs[len(untouched) :]
+
+    packed = isinstance(x, PackedSequence)
+    batched = packed or x.dim() == 3
+    sequence = _Layout(batched, rnn.batch_first and not packed)
+    state = _Layout(batched, state_batch_first)
+    again = whole and not return_all_layers
+    given = Given(
+        sequence.inner(x) if again else None,
+        state.inner(hx) if again else None,
+        x.batch_sizes if packed else None,
+        x.sorted_indices if packed else None,
+        lengths,
+        reset if packed else sequence.inner(reset),
+        state.inner(reset_state) if again else None,
+    )
+    apply = _Tap.apply
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        apply = compiled.tap
+    results: Any = apply(  # type: ignore[no-untyped-call]
+        key,
+        due,
+        len(outputs),
+        bptt_window,
+        *[sequence.inner(each) for each in outputs],
+        state.inner(h_n),
+        *[None if each is None else each.detach() for each in given],
+        *weights,
+    )
+    *results, h_n = results
+    outputs = [
+        old._replace(data=new) if packed else sequence.outer(new)
+        for old, new in zip(outputs, results, strict=True)
+    ]
+    h_n = state.outer(h_n)
+    return (*untouched, *outputs) if return_all_layers else outputs[0], h_n
+
+
+class _Layout(NamedTuple):
+    """Between the layout of a call and that of the operators, [T, B, ...] or [S, B, H]."""
+
+    batched: bool
+    #: The batch comes first in the call.
+    turned: bool
+
+    def inner(self, values: Any) -> Any:
+        """As the operators have it; of a PackedSequence the data."""
+        if isinstance(values, PackedSequence):
+            return values.data
+        if values is None or (self.batched and not self.turned):
+            return values
+        return values.transpose(0, 1) if self.batched else values.unsqueeze(1)
+
+    def outer(self, values: Tensor) -> Tensor:
+        """As the call has it."""
+        if not self.batched:
+            return values.squeeze(1)
+        return values.transpose(0, 1) if self.turned else values
+
+
+class _Tap(torch.autograd.Function):
+    """The identity of its first ``count`` + 1 tensors."""
+
+    @staticmethod
+    def forward(
+        key: int, due: bool, count: int, window: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(each.view_as(each) for each in tensors[: count + 1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], result: tuple[Tensor, ...]) -> None:
+        ctx.key, ctx.due, ctx.count, ctx.window, *tensors = inputs
+        del tensors[ctx.count]  # h_n
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        kept: list[Any] = list(ctx.saved_tensors)
+        states: list[Any] = [*gradients, *kept]
+        g, g_n, h, *rest, weight = states
+        # Every argument costs a compiled step some time, and a list most.
+        others = rest if any(each is not None for each in rest) else None
+        ask: Callable[..., None] = _read if ctx.due else _ops.observe
+        ask(ctx.key, g, g_n, h, weight, others, ctx.count, ctx.window)
+        return (None, None, None, None, *gradients, *[None] * (len(kept) - ctx.count))
+
+
+class Reader(Protocol):
+    """Who reads passes."""
+
+    def read(self, done: Pass) -> None:
+        """Reads one, in a backward pass."""
+
+
+#: A compiled graph knows its reader by a number.
+readers: weakref.WeakValueDictionary[int, Reader] = weakref.WeakValueDictionary()
+
+
+def _read(
+    key: int,
+    g: Tensor | None,
+    g_n: Tensor | None,
+    h: Tensor | None,
+    weight: Tensor | None,
+    rest: list[Tensor | None] | None = None,
+    outputs: int = 1,
+    window: int = 0,
+) -> None:
+    """Has a reader read what :class:`_Tap` kept."""
+    reader = readers.get(key)
+    if reader is None:
+        return
+    states: list[Any] = [g, g_n, h, *(rest or Given()), weight]
+    *gradients, h_n_gradient = states[: outputs + 1]
+    kept, states = states[outputs + 1 : 2 * outputs + 1], states[2 * outputs + 1 :]
+    given, weights = Given(*states[: len(Given._fields)]), states[len(Given._fields) :]
+    with torch.no_grad():
+        reader.read(Pass(kept, gradients, h_n_gradient, given, window, weights))
+
+
+def _read_for_a_graph(*arguments: Any) -> None:
+    """:func:`_read`; the library that calls it can raise an error, and not this one."""
+    try:
+        _read(*arguments)
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+_ops.define_read(_read_for_a_graph)
+
+
+def layers(rnn: nn.RNNBase, done: Pass) -> list[Layer]:
+    """The layers of a pass that can be read, the lowest first."""
+    directions = 2 if rnn.bidirectional else 1
+    nonlinearity = nonlinearity_of(rnn)
+    outputs, gradients, h_n_gradient, given, window, weights = _packed(done)
+    dtype = outputs[-1].dtype
+    weights = [weight.to(dtype) for weight in weights]
+    per_direction = 4 if rnn.bias else 2
+    per_layer = per_direction * directions
+    of_layer = [weights[at : at + per_layer] for at in range(0, len(weights), per_layer)]
+    recurrent = [each[1::per_direction] for each in of_layer]
+    if len(weights) == directions:
+        of_layer, recurrent = [], [weights]
+    if given.x is not None:
+        below = _layers_below(rnn, nonlinearity, given, window, of_layer, dtype)
+        outputs, gradients = [*below, *outputs], [*[None] * len(below), *gradients]
+
+    found: list[Layer] = []
+    carried: Tensor | None = None
+    for h, direct in zip(reversed(outputs), reversed(gradients), strict=True):
+        number = rnn.num_layers - 1 - len(found)
+        W_hh = recurrent[-1 - len(found)]
+        if carried is None or direct is None:
+            g = direct if carried is None else carried
+        else:
+            g = carried + direct
+        states = slice(number * directions, (number + 1) * directions)
+        h = h.unflatten(-1, (directions, rnn.hidden_size))  # type: ignore[no-untyped-call]
+        q, _ = _ops.linear_recurrence(
+            h,
+            None if g is None else g.contiguous().view(h.shape).to(dtype),
+            torch.stack(W_hh),
+            None if h_n_gradient is None else h_n_gradient[states].to(dtype),
+            given.batch_sizes,
+            directions - 1,
+            _NONLINEARITIES[nonlinearity],
+            True,
+            given.reset,
+            None,
+            window,
+        )
+        found.append(Layer(number, h, q, given.batch_sizes, W_hh))
+        if len(found) < len(outputs):
+            carried = q.flatten(-2) @ torch.cat(of_layer[number][0::per_direction])
+    return found[::-1]
+
+
+def _layers_below(
+    rnn: nn.RNNBase,
+    nonlinearity: str,
+    given: Given,
+    window: int,
+    weights: list[list[Tensor]],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The outputs of all layers but the last, computed again."""
+    directions = 2 if rnn.bidirectional else 1
+    assert given.x is not None
+    data: Any = given.x.to(dtype)
+    if given.batch_sizes is not None:
+        data = PackedSequence(data, given.batch_sizes)
+    count = (rnn.num_layers - 1) * directions
+
+    def below(states: Tensor | None) -> Tensor | None:
+        return None if states is None else states[:count].to(dtype)
+
+    outputs, _ = run(
+        data,
+        below(given.hx),
+        [weight for each in weights[:-1] for weight in each],
+        nonlinearity=nonlinearity,
+        bias=rnn.bias,
+        num_layers=rnn.num_layers - 1,
+        bidirectional=rnn.bidirectional,
+        reset=given.reset,
+        reset_state=below(given.reset_state),
+        bptt_window=window,
+        return_all_layers=True,
+    )
+    return [each.data if isinstance(each, PackedSequence) else each for each in outputs]
+
+
+def _packed(done: Pass) -> Pass:
+    """Rows of different lengths as packed rows, and states in the order of packed rows."""
+    given = done.given
+    if given.lengths is None:
+        ragged, sizes, order = None, given.batch_sizes, given.sorted_indices
+    else:
+        ragged = Ragged(given.lengths, done.outputs[-1].size(0))
+        sizes, order = ragged.batch_sizes, ragged.order
+
+    def sequence(values: Any) -> Any:
+        return values if values is None or ragged is None else ragged.pack(values)
+
+    def state(values: Any) -> Any:
+        return values if values is None or order is None else values.index_select(1, order)
+
+    return Pass(
+        [sequence(each) for each in done.outputs],
+        [sequence(each) for each in done.gradients],
+        state(done.h_n_gradient),
+        Given(
+            x=sequence(given.x),
+            hx=state(given.hx),
+            batch_sizes=sizes,
+            reset=sequence(given.reset),
+            reset_state=state(given.reset_state),
+        ),
+        done.window,
+        done.weights,
+    )
