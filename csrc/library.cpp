@@ -69,10 +69,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
       "int? seed=None) -> (Tensor, Tensor, Tensor)");
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
-  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [4, G,
-  // B, H]: the cotangents of W h_0 and of keep * h_0, and the sums of both over the steps that
-  // began with a replaced state, which mean something only with reset. sent_*: what W multiplies of
-  // a state, r without gain.
+  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [2, G,
+  // B, H]: the cotangents of W h_0 and of keep * h_0; with reset [4, G, B, H]: and the sums of both
+  // over the steps that began with a replaced state. sent_*: what W multiplies of a state, r
+  // without gain.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "

@@ -554,8 +554,9 @@ def leaky_layer_backward(
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
-        it is not needed or has no tensor; and, [4, G, B, H], the cotangents of W h_0 and of keep ⊙
-        h_0, and the sums of both over the steps that began with a replaced state (with ``reset``).
+        it is not needed or has no tensor; and, [2, G, B, H], the cotangents of W h_0 and of keep ⊙
+        h_0; with ``reset`` [4, G, B, H]: and the sums of both over the steps that began with a
+        replaced state.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -836,7 +837,7 @@ def _(
         like(keep, need_leak),
         like(gain, need_leak),
         x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
-        initial.new_empty(4, *initial.shape),
+        initial.new_empty(2 if reset is None else 4, *initial.shape),
     )
 
 

@@ -229,7 +229,13 @@ def rnn(
         reset_state = reset_state.transpose(0, 1)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._functorch.is_batchedtensor(batch_sizes):
+            raise ValueError(
+                "batch_sizes: expected lengths that are the same for all under vmap, got some of "
+                "each (padded input, or one packed batch without vmap, may have them)"
+            )
+        if hx is not None and compiling:
             rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
         else:
             rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
