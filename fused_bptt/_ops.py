@@ -921,7 +921,7 @@ is_due = torch.ops.fused_bptt.is_due.default
 
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OBSERVED = (
-    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "(int key, Tensor? g, Tensor? g_n, Tensor h, Tensor weight, Tensor?[]? rest=None, "
     "int outputs=1, int window=0) -> ()"
 )
 
@@ -930,7 +930,8 @@ def _define_observe() -> Callable[..., None]:
     """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
     It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
-    computes an argument again to have it in other strides.
+    computes g twice: with any other tag, or none, Inductor does, once for each operator that reads
+    it.
     """
     _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
     torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)
