@@ -694,7 +694,7 @@ inline BridgedLayer bridge_leaky_layer_backward(
   if (g) p.drive = sequence("g", *g);
   if (g_rate) p.rate = sequence("g_rate", *g_rate);
 
-  bridged.ends = empty({4, p.G, p.B, p.H}, x);
+  bridged.ends = empty({reset ? 4 : 2, p.G, p.B, p.H}, x);
   char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
   const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
   const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };

@@ -19,8 +19,8 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
   // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
-  // none. clip, of an adjoint on the CPU: v_t + r_t is held within clip_limit before d_t multiplies
-  // it: 1 each number, 2 the norm of each row; 0 none.
+  // none. clip, of an adjoint: v_t + r_t is held within clip_limit before d_t multiplies
+  // it: 1 each number, 2 the norm of each row, on the CPU alone; 0 none.
   m.def(
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
@@ -69,10 +69,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
       "int? seed=None) -> (Tensor, Tensor, Tensor)");
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
-  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [4, G,
-  // B, H]: the cotangents of W h_0 and of keep * h_0, and the sums of both over the steps that
-  // began with a replaced state, which mean something only with reset. sent_*: what W multiplies of
-  // a state, r without gain.
+  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [2, G,
+  // B, H]: the cotangents of W h_0 and of keep * h_0; with reset [4, G, B, H]: and the sums of both
+  // over the steps that began with a replaced state. sent_*: what W multiplies of a state, r
+  // without gain.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
@@ -108,10 +108,11 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // How a problem would be computed on CUDA, and what else was weighed: lines of `name=value`.
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
-  // device_limits: one of named_limits(), or what cuda_limits(device) gives. leak: of
-  // leaky_recurrence and leaky_linear.
+  // device_limits: one of named_limits(), or what cuda_limits(device) gives. step: plain,
+  // leaky (leaky_recurrence and leaky_linear) or clipped (clip 1 of linear_recurrence).
   m.def(
-      "explain_plan(int B, int G, int H, str products, str device_limits, bool leak=False) -> str");
+      "explain_plan(int B, int G, int H, str products, str device_limits, str step='plain') -> "
+      "str");
   m.def("named_limits() -> str");
   m.def("cuda_limits(int device) -> str");
 }

@@ -130,9 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
-        clip: of the adjoint on the CPU: v_t + r_t is clipped before d_t multiplies it, each number
+        clip: of the adjoint: v_t + r_t is clipped before d_t multiplies it, each number
             to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
-            less than 1 (``CLIP_NORM``).
+            less than 1 (``CLIP_NORM``, on the CPU alone).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -554,8 +554,9 @@ def leaky_layer_backward(
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
-        it is not needed or has no tensor; and, [4, G, B, H], the cotangents of W h_0 and of keep ⊙
-        h_0, and the sums of both over the steps that began with a replaced state (with ``reset``).
+        it is not needed or has no tensor; and, [2, G, B, H], the cotangents of W h_0 and of keep ⊙
+        h_0; with ``reset`` [4, G, B, H]: and the sums of both over the steps that began with a
+        replaced state.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -836,7 +837,7 @@ def _(
         like(keep, need_leak),
         like(gain, need_leak),
         x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
-        initial.new_empty(4, *initial.shape),
+        initial.new_empty(2 if reset is None else 4, *initial.shape),
     )
 
 
@@ -873,7 +874,7 @@ def cuda_archs() -> list[str]:
 
 
 def explain_plan(
-    B: int, G: int, H: int, products: str, device_limits: str, leak: bool = False
+    B: int, G: int, H: int, products: str, device_limits: str, step: str = "plain"
 ) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
@@ -885,7 +886,8 @@ def explain_plan(
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
-        leak: of :func:`leaky_recurrence` and :func:`leaky_linear`. Default False.
+        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"``, of
+            an adjoint with ``CLIP_VALUE``; else ``"plain"``, the default.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -895,7 +897,7 @@ def explain_plan(
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, leak)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, step)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:
@@ -919,7 +921,7 @@ is_due = torch.ops.fused_bptt.is_due.default
 
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OBSERVED = (
-    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "(int key, Tensor? g, Tensor? g_n, Tensor h, Tensor weight, Tensor?[]? rest=None, "
     "int outputs=1, int window=0) -> ()"
 )
 
@@ -928,7 +930,8 @@ def _define_observe() -> Callable[..., None]:
     """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
     It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
-    computes an argument again to have it in other strides.
+    computes g twice: with any other tag, or none, Inductor does, once for each operator that reads
+    it.
     """
     _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
     torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)

@@ -118,7 +118,7 @@ def rnn(
             first layer), ``weight_hh`` [H, H], and, with ``bias``, ``bias_ih`` [H], ``bias_hh``
             [H]: the order of ``nn.RNN``'s parameters.
         nonlinearity: φ, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` (without a threshold)
-            or ``"identity"``; the last three on the CPU. Default ``"tanh"``.
+            or ``"identity"``. Default ``"tanh"``.
         bias: whether ``weights`` contains biases. Default True.
         num_layers: number of layers. Default 1.
         dropout: probability of zeroing an output of every layer but the last while ``training``.
@@ -139,8 +139,8 @@ def rnn(
             the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
-            forward pass are not touched. On the CPU; not together with ``checkpoint_every``,
-            ``recurrent_dropout`` and ``zoneout``. Default None.
+            forward pass are not touched. Norms on the CPU alone; not together with
+            ``checkpoint_every``, ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -163,12 +163,11 @@ def rnn(
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
-            and Ghahramani, 2016). What a reset begins with is multiplied by the same m. On the
-            CPU. Default 0.
+            and Ghahramani, 2016). What a reset begins with is multiplied by the same m.
+            Default 0.
         zoneout: p, the probability that a unit keeps its state in a step, h_t = m_t ⊙ h_{t-1} +
             (1 - m_t) ⊙ φ(z_t) (Krueger et al., 2016); m_t is drawn for each step, row and unit,
-            and without ``training`` it is p. Not together with ``recurrent_dropout``. On the
-            CPU. Default 0.
+            and without ``training`` it is p. Not together with ``recurrent_dropout``. Default 0.
         generator: draws what these two need, layer after layer; on the device of input. Default
             None: torch's own, the only one that ``torch.utils.checkpoint`` puts back before it
             computes a pass again; with another there, an error.
@@ -230,7 +229,13 @@ def rnn(
         reset_state = reset_state.transpose(0, 1)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._functorch.is_batchedtensor(batch_sizes):
+            raise ValueError(
+                "batch_sizes: expected lengths that are the same for all under vmap, got some of "
+                "each (padded input, or one packed batch without vmap, may have them)"
+            )
+        if hx is not None and compiling:
             rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
         else:
             rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
@@ -516,8 +521,11 @@ def _check_clip(
         raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
     if noise is not None:
         raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
-    if device.type != "cpu":
-        raise ValueError(f"clip_state_grad: expected input on the CPU, got it on {device}")
+    if kind == "norm" and device.type != "cpu":
+        raise ValueError(
+            f"clip_state_grad: expected input on the CPU, got it on {device} (there only ('value', "
+            "limit) is clipped)"
+        )
     return _CLIPS[kind], float(limit)
 
 

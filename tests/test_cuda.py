@@ -630,6 +630,53 @@ def test_an_unknown_plan(monkeypatch: Any) -> None:
         walks(on_gpu(Problem(T=1, B=1, G=1, H=1)))
 
 
+# --------------------------------------------------------------------------------------- a clip
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("size", OF_EVERY_PLAN, ids=str)
+def test_clipped_adjoint(size: Any, dtype: torch.dtype) -> None:
+    """Numbers held within a limit, with and without cuts, as on the CPU."""
+    p, clip = Problem(*size, dtype), (_ops.CLIP_VALUE, 0.6)
+
+    def walk(p: Problem, cuts: dict[str, Any]) -> Named:
+        mask, _, window = cuts_of(p, **cuts)
+        kind = (p.batch_sizes, p.reverse_groups, TANH, True, mask, None, window, clip)
+        q, last = _ops.linear_recurrence(p.factor, p.v, p.weight, p.s0, *kind)
+        return {"q": q, "last": last}
+
+    for cuts in ({}, {"reset": True, "each_group": True, "window": 2}):
+        found, exact = to_cpu(walk(on_gpu(p), cuts)), walk(p.to(torch.float64), cuts)
+        if dtype == torch.float64:
+            assert_close(found, exact)
+        else:
+            assert_no_worse(found, walk(p, cuts), exact)
+
+
+def test_clip_of_the_module() -> None:
+    torch.manual_seed(0)
+    module = fused_bptt.RNN(5, 33, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(9, 4, 5, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        module.to(device)
+        output, h_n = module(x.to(device), clip_state_grad=("value", 0.3))
+        loss = output.square().sum() + h_n.sum()
+        results.append(to_cpu(numbered(torch.autograd.grad(loss, list(module.parameters())))))
+    assert_close(results[1], results[0])
+
+
+def test_a_clip_of_norms_is_refused_in_words() -> None:
+    x = torch.randn(3, 2, 4, device="cuda")
+    with pytest.raises(ValueError, match="clip_state_grad: expected input on the CPU, got it on c"):
+        fused_bptt.RNN(4, 5, device="cuda")(x, clip_state_grad=("norm", 1.0))
+    p = on_gpu(Problem(T=2, B=1, G=1, H=3))
+    with pytest.raises(RuntimeError, match=r"clip: expected 0 .* on CUDA, got 2"):
+        _ops.linear_recurrence(
+            p.factor, p.v, p.weight, p.s0, None, 0, TANH, True, clip=(_ops.CLIP_NORM, 1.0)
+        )
+
+
 # --------------------------------------------------------------------------------------- a leak
 
 LEAKY_PROBLEMS = (
@@ -876,5 +923,5 @@ def test_leaky_opcheck() -> None:
 def test_a_plan_that_has_no_leak_is_refused_in_words(plan: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
     x = torch.randn(3, 2, 4, device="cuda")
-    with pytest.raises(RuntimeError, match="H = 5 with a leak: expected a plan for it on this dev"):
+    with pytest.raises(RuntimeError, match="H = 5: expected a plan for its leaky step on this"):
         fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)

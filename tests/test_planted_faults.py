@@ -345,8 +345,8 @@ FAULTS = (
     Fault(
         "the product after the last step is not launched",
         "kernel_args.h",
-        "(problem.adjoint || plan.leak ? 1 : 0)",
-        "(plan.leak ? 1 : 0)",
+        "(problem.adjoint || plan.step == Step::leaky ? 1 : 0)",
+        "(plan.step == Step::leaky ? 1 : 0)",
         "small_launches",
     ),
     Fault(
@@ -373,15 +373,30 @@ FAULTS = (
     Fault(
         "every CTA of a launch has the rows of W of the first",
         "recurrence.cuh",
-        "const Team team(args, block_index() % teams, block_index() / teams);",
-        "const Team team(args, block_index() % teams, 0);",
+        "block_index() / teams);\n  const Product product(args, team);\n"
+        "  Walk<Product, ExchangeLaunches, primitive>",
+        "0);\n  const Product product(args, team);\n  Walk<Product, ExchangeLaunches, primitive>",
+        "small_launches",
+    ),
+    Fault(
+        "a clip holds nothing",
+        "recurrence.cuh",
+        "x > most ? most : x < -most ? -most : x;",
+        "x;",
+        "small_launches",
+    ),
+    Fault(
+        "a clip holds from above alone",
+        "recurrence.cuh",
+        "x < -most ? -most : x;",
+        "x;",
         "small_launches",
     ),
     # A launch for each step with a leak.
     Fault(
         "the launch before the first step takes the place of the last",
         "kernel_args.h",
-        "(problem.adjoint || plan.leak ? 1 : 0)",
+        "(problem.adjoint || plan.step == Step::leaky ? 1 : 0)",
         "(problem.adjoint ? 1 : 0)",
         "small_leaky",
     ),

@@ -1,6 +1,7 @@
 // The equations of problem.h in double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -108,7 +109,10 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
         }
         begun = true;
         for (int64_t n = 0; n < p.H; ++n) {
-          const double x = number<Storage>(p, p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
+          double x = number<Storage>(p, p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
+          if (p.clip.kind == Clip::Kind::value && !std::isnan(x)) {
+            x = std::clamp(x, -p.clip.limit, p.clip.limit);
+          }
           const double f = number<Storage>(p, p.factor, t, b, g, n);
           double& s = state[static_cast<size_t>(n)];
           s = p.primitive == Primitive::recurrence ? activation(p.phi, x) : slope(p.phi, f) * x;

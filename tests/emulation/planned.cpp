@@ -26,7 +26,7 @@ void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   if (p.carry_columns != carry_width(p, shape.H)) {
     cut.carry_quanta = static_cast<int32_t>(p.carry_columns / k_quantum(p));
   }
-  const Plan again = plan_of(math, cut, shape, kRowTiles, p.fragments, p.leak);
+  const Plan again = plan_of(math, cut, shape, kRowTiles, p.fragments, p.step);
   if (again.units != p.units || again.teams != p.teams || again.shared_bytes != p.shared_bytes) {
     fail("plan.cpp and kernel_args.h disagree");
   }
@@ -43,7 +43,7 @@ void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
     case fused_bptt::Exchange::grid:
       return run_plan<math, kRowTiles, kFragments, ExchangeGrid>(p, shape, name);
     case fused_bptt::Exchange::launches:
-      if (p.leak) {
+      if (p.step == Step::leaky) {
         return run_plan<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(p, shape, name);
       }
       return run_plan<math, kRowTiles, 0, ExchangeLaunches>(p, shape, name);
@@ -51,10 +51,10 @@ void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
 }
 
 template <Math math>
-void run_plans(const Shape& shape, bool leak = false) {
+void run_plans(const Shape& shape, Step step = Step::plain) {
   const DeviceLimits limits = small_device();
   std::map<std::tuple<fused_bptt::Exchange, Residence, int32_t, bool>, Plan> cheapest;
-  for_each_candidate({shape.B, shape.G, shape.H, leak}, math, limits, [&](const Candidate& c) {
+  for_each_candidate({shape.B, shape.G, shape.H, step}, math, limits, [&](const Candidate& c) {
     const Plan& p = c.plan;
     if (c.refusal != Refusal::none) return;
     const int64_t together = p.exchange == fused_bptt::Exchange::grid
@@ -70,7 +70,7 @@ void run_plans(const Shape& shape, bool leak = false) {
     const std::string name =
         std::string(name_of(math)) + " " + name_of(p.exchange) + " of " + std::to_string(p.ctas) +
         ", " + name_of(p.residence) + ", " + std::to_string(p.row_tiles) + " row tiles" +
-        (std::get<3>(kind) ? ", in parts" : "") + (leak ? ", with a leak" : "");
+        (std::get<3>(kind) ? ", in parts" : "") + (step == Step::leaky ? ", with a leak" : "");
     if (p.row_tiles == 1) run_plan<math, 1>(p, shape, name);
     if (p.row_tiles == 2) run_plan<math, 2>(p, shape, name);
     if (p.row_tiles == 4) run_plan<math, 4>(p, shape, name);
@@ -81,7 +81,7 @@ void cases() {
   run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1});
   run_plans<Math::bf16>({.T = 3, .B = 21, .H = 70});
   run_plans<Math::fp32>({.T = 3, .B = 5, .G = 2, .H = 100, .reverse_groups = 1});
-  run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1}, true);
+  run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1}, Step::leaky);
 }
 
 }  // namespace

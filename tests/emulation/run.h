@@ -47,11 +47,12 @@ struct Options {
   bool reset = false;       // a mask, of each group its own; boundary 0 too
   bool replacement = false;
   int64_t window = 0;
+  double clip = 0;  // launches, linear, adjoint: the largest number
 };
 
 // `fragments` of a launch is 0: it keeps nothing of W.
 inline Plan plan_of(Math math, const Cut& cut, const Shape& shape, int32_t row_tiles,
-                    int32_t fragments, bool leak) {
+                    int32_t fragments, Step step) {
   Plan plan{};
   plan.math = math;
   plan.exchange = cut.exchange;
@@ -62,7 +63,7 @@ inline Plan plan_of(Math math, const Cut& cut, const Shape& shape, int32_t row_t
   plan.threads = 32 * cut.row_warps * cut.k_splits;
   plan.row_tiles = row_tiles;
   plan.fragments = fragments;
-  plan.leak = leak;
+  plan.step = step;
   plan.units = unit_quantum(plan);
   plan.carry_columns = static_cast<int32_t>(cut.carry_quanta ? cut.carry_quanta * k_quantum(plan)
                                                              : carry_width(plan, shape.H));
@@ -148,6 +149,8 @@ void solve(KernelArgs args, int64_t resident_teams) {
     const auto kernel = [&] {
       if constexpr (leaks(primitive)) {
         leaky_step_kernel<Streamed>(args);
+      } else if (plan.step == Step::clipped) {
+        clipped_step_kernel<Streamed>(args);
       } else {
         step_kernel<Streamed, primitive>(args);
       }
@@ -176,7 +179,8 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   using Storage = typename OpsOf<math>::Storage;
   std::mt19937 generator(7);
   KernelArgs args{};
-  args.plan = plan_of(math, cut, shape, kRowTiles, kFragments, leaks(primitive));
+  const Step step = leaks(primitive) ? Step::leaky : options.clip > 0 ? Step::clipped : Step::plain;
+  args.plan = plan_of(math, cut, shape, kRowTiles, kFragments, step);
   Problem& p = args.problem;
   p.primitive = primitive;
   p.phi = options.phi;
@@ -226,6 +230,7 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   if (options.reset) p.cuts = {mask.get(), packed ? 0 : p.B * p.G, p.G, 1, {}, 0};
   if (options.replacement) p.cuts.replacement = {replacement.data(), p.B * p.H, p.H};
   p.cuts.window = options.window;
+  if (options.clip > 0) p.clip = {Clip::Kind::value, options.clip};
   // The recurrence writes h over u.
   p.out = sequence(primitive == Primitive::recurrence ? drive : out, false);
   if (!leaks(primitive)) p.last = {last.data(), p.B * p.H, p.H};
@@ -306,6 +311,20 @@ inline const std::vector<std::pair<std::string, Options>> kCutRecurrence = {
     {"tanh,reset,no initial", {.initial = false, .reset = true}},
 };
 
+// A clipped adjoint.
+inline const std::vector<std::pair<std::string, Options>> kClippedAdjoint = {
+    {"given", {.phi = Phi::given, .adjoint = true, .clip = 0.6}},
+    {"tanh,no drive", {.adjoint = true, .drive = false, .clip = 0.4}},
+    {"relu,reset and window",
+     {.phi = Phi::relu,
+      .adjoint = true,
+      .initial = false,
+      .reset = true,
+      .window = 2,
+      .clip = 0.6}},
+    {"infinite", {.phi = Phi::identity, .adjoint = true, .infinite = true, .clip = 0.6}},
+};
+
 // The primitives with a leak, without cuts and with whatever cuts them.
 inline const std::vector<std::pair<std::string, Options>> kLeakyRecurrence = {
     {"tanh", {}},
@@ -373,6 +392,14 @@ void run_leaky(const std::string& name, const Cut& cut, const Shape& shape) {
                                                                 options);
     run<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(name + " inner" + in, cut, shape,
                                                                 options);
+  }
+}
+
+template <Math math, int kRowTiles>
+void run_clipped(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kClippedAdjoint) {
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::linear>(name + " clipped[" + words + "]",
+                                                                 cut, shape, options);
   }
 }
 
