@@ -1,4 +1,4 @@
-"""Each option against the plain path and against the loop that users write, to JSON.
+"""Each option against the plain path, and steps against the loop that users write, to JSON.
 
     python -m benchmarks.options [--rounds 5] [--threads 1] [--only reset] [--cell 3]
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks import libraries, loops
 from benchmarks.loops import LOOPS, Inputs, Prepared
@@ -66,19 +68,105 @@ def leaky(inputs: Inputs, result: int, **options: Any) -> Prepared:
 OPTIONS: dict[str, Callable[[Inputs], Prepared]] = {
     "plain": fused,
     "reset": lambda i: fused(i, reset=i.reset),
-    "bptt_window": lambda i: fused(i, bptt_window=50),
-    "checkpoint_every": lambda i: fused(i, checkpoint_every=128),
-    "zoneout": lambda i: fused(i, zoneout=0.1, training=True),
-    "recurrent_dropout": lambda i: fused(i, recurrent_dropout=0.1, training=True),
     "clip": lambda i: fused(i, clip_state_grad=("norm", loops.LIMIT)),
-    "clip by value": lambda i: fused(i, clip_state_grad=("value", loops.LIMIT)),
     "leaky": lambda i: leaky(i, 0, form="rate"),
     # The loop adds its noise to v, LeakyRNN before the product with the leak.
     "voltage": lambda i: leaky(i, 2, form="voltage", noise_std=loops.SIGMA / loops.ALPHA),
 }
-#: What each of these costs beside the plain path; `reset` with no reset in it.
-OF_PLAIN = ("reset", "bptt_window", "checkpoint_every", "zoneout", "recurrent_dropout")
-OF_PLAIN += ("clip", "clip by value")
+
+
+def layers(inputs: Inputs, **options: Any) -> Prepared:
+    """Two layers, of which the first has the inputs' sizes."""
+    H, INPUTS = inputs.weights["weight_ih"].shape
+    rnn = RNN(INPUTS, H, num_layers=2)
+
+    def call() -> Tensor:
+        output = rnn(inputs.x, **options)[0]
+        return output[-1] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+    return call, [inputs.x, *rnn.parameters()]
+
+
+def learned_reset_state(inputs: Inputs) -> Prepared:
+    """What replaces the state has a gradient, too."""
+    state = torch.zeros_like(inputs.h_0)[None].requires_grad_()
+    call, leaves = fused(inputs, reset=inputs.reset, reset_state=state)
+    return call, [*leaves, state]
+
+
+def lengths_of(inputs: Inputs) -> Tensor:
+    """Of each row, from 1 to T, one as likely as another."""
+    T, B, _ = inputs.x.shape
+    return torch.randint(1, T + 1, (B,), generator=torch.Generator().manual_seed(1))
+
+
+def packed(inputs: Inputs) -> Prepared:
+    """The rows of `lengths`, packed beforehand."""
+    weights, h_0 = list(inputs.weights.values()), inputs.h_0[None]
+    rows = pack_padded_sequence(inputs.x.detach(), lengths_of(inputs), enforce_sorted=False)
+    rows.data.requires_grad_()
+    return lambda: functional.rnn(rows, h_0, weights)[0].data, [rows.data, *inputs.leaves[1:]]
+
+
+def padded(inputs: Inputs) -> Prepared:
+    """What `lengths` does, by the functions of torch around a PackedSequence."""
+    weights, h_0, lengths = list(inputs.weights.values()), inputs.h_0[None], lengths_of(inputs)
+
+    def call() -> Tensor:
+        rows = pack_padded_sequence(inputs.x, lengths, enforce_sorted=False)
+        output = functional.rnn(rows, h_0, weights)[0]
+        return pad_packed_sequence(output, total_length=inputs.x.size(0))[0]
+
+    return call, inputs.leaves
+
+
+#: What each option costs: beside which other call, and what is called.
+COSTS: dict[str, tuple[str, Callable[[Inputs], Prepared]]] = {
+    "plain": ("plain", fused),
+    "reset": ("plain", lambda i: fused(i, reset=i.reset)),
+    "reset_state": (
+        "reset",
+        lambda i: fused(i, reset=i.reset, reset_state=torch.zeros_like(i.h_0)[None]),
+    ),
+    "learned reset_state": ("reset", learned_reset_state),
+    "bptt_window": ("plain", lambda i: fused(i, bptt_window=50)),
+    "clip_state_grad": ("plain", lambda i: fused(i, clip_state_grad=("norm", loops.LIMIT))),
+    "checkpoint_every": ("plain", lambda i: fused(i, checkpoint_every=64)),
+    "PackedSequence": ("plain", packed),
+    "packed and padded": ("PackedSequence", padded),
+    "lengths": ("packed and padded", lambda i: fused(i, lengths=lengths_of(i))),
+    "clip by value": ("plain", lambda i: fused(i, clip_state_grad=("value", loops.LIMIT))),
+    "zoneout": ("plain", lambda i: fused(i, zoneout=0.1, training=True)),
+    "recurrent_dropout": ("plain", lambda i: fused(i, recurrent_dropout=0.1, training=True)),
+    "leak inside": ("plain", lambda i: leaky(i, 0, form="inside")),
+    "leak rate": ("plain", lambda i: leaky(i, 0, form="rate")),
+    "leak voltage": ("plain", lambda i: leaky(i, 0, form="voltage")),
+    "noise": ("leak voltage", lambda i: leaky(i, 0, form="voltage", noise_std=0.1)),
+    "two layers": ("plain", layers),
+    "return_all_layers": ("two layers", lambda i: layers(i, return_all_layers=True)),
+    "checkpoint_every of two layers": ("two layers", lambda i: layers(i, checkpoint_every=64)),
+}
+
+
+def costs(rounds: int, seconds: float, shrink: int) -> dict[str, Any]:
+    """Every option in turn, forward and backward with every gradient."""
+    T, B, INPUTS, H = (max(1, size // shrink) for size in (500, 64, 64, 128))
+    inputs = Inputs.draw(T, B, INPUTS, H, 0.03)
+
+    def trained(prepared: Prepared) -> Callable[[], Any]:
+        call, leaves = prepared
+        cotangent = torch.randn_like(call())
+        return lambda: torch.autograd.grad(call(), leaves, cotangent)
+
+    turns = {n: Calls(trained(prepare(inputs)), seconds) for n, (_, prepare) in COSTS.items()}
+    samples = interleave(turns, rounds)
+    pairs = {n: zip(samples[n], samples[beside], strict=True) for n, (beside, _) in COSTS.items()}
+    return {
+        **dict(zip("TBIH", (T, B, INPUTS, H), strict=True)),
+        "seconds": samples,
+        "beside": {name: beside for name, (beside, _) in COSTS.items()},
+        "times": {n: statistics.median(own / other for own, other in p) for n, p in pairs.items()},
+    }
 
 
 def product_flops(T: int, B: int, INPUTS: int, H: int) -> int:
@@ -93,8 +181,7 @@ def measure(
     inputs = Inputs.draw(*sizes, resets)
     T, B, _, H = sizes
     cotangent = torch.randn(T, B, H)
-    chosen = {"plain", loop, *(OF_PLAIN if loop == "plain" else ())}
-    contestants = {name: option(inputs) for name, option in OPTIONS.items() if name in chosen}
+    contestants = {name: OPTIONS[name](inputs) for name in dict.fromkeys(("plain", loop))}
     contestants |= {f"loop {loop}": (lambda: LOOPS[loop](inputs), inputs.leaves)}
     versions = {}
     for library, (of_loop, prepare) in libraries.LIBRARIES.items():
@@ -178,7 +265,11 @@ def long(rounds: int, seconds: float, shrink: int) -> dict[str, Any]:
 
 
 #: What the page says that is no race against a loop.
-OTHERS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {"step": step, "long": long}
+OTHERS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {
+    "costs": costs,
+    "step": step,
+    "long": long,
+}
 
 
 def merged(path: Path, machine: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:

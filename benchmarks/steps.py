@@ -108,12 +108,66 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
+#: Of `options.COSTS`, those that are asked about, in words.
+COSTS = {
+    "reset": "`reset` at 3% of the steps",
+    "reset_state": "`reset_state` with it",
+    "learned reset_state": "and with its gradient",
+    "bptt_window": "`bptt_window=50`",
+    "clip_state_grad": "`clip_state_grad` by norm",
+    "clip by value": "the same by value",
+    "PackedSequence": "a `PackedSequence`, lengths from 1 to T",
+    "packed and padded": "and with `pack_padded_sequence`, `pad_packed_sequence`",
+    "lengths": "the same by `lengths`",
+    "checkpoint_every": "`checkpoint_every=64`",
+    "checkpoint_every of two layers": "the same of two layers",
+    "return_all_layers": "`return_all_layers`",
+    "zoneout": "`zoneout=0.1`",
+    "recurrent_dropout": "`recurrent_dropout=0.1`",
+    "leak inside": 'a leak, `"inside"`',
+    "leak rate": 'a leak, `"rate"`',
+    "leak voltage": 'a leak, `"voltage"`',
+    "noise": "noise",
+}
+#: What they are set beside.
+BESIDE = {
+    "plain": "the plain call",
+    "reset": "`reset` alone",
+    "PackedSequence": "that `PackedSequence`",
+    "packed and padded": "torch's functions",
+    "leak voltage": "the same leak",
+    "two layers": "two layers",
+}
+
+
+def costs(results: Results) -> str:
+    """What each option costs beside the call without it."""
+    c = _cell(results, "costs")
+    rows = []
+    for name, words in COSTS.items():
+        beside = c["beside"][name]
+        own, other = (1e3 * statistics.median(c["seconds"][n]) for n in (name, beside))
+        times = f"{other:.1f} ms | {c['times'][name]:.2f}"
+        rows.append(f"| {words} | {own:.1f} ms | {BESIDE[beside]} | {times} |")
+    return "\n".join(
+        [
+            f"What an option costs, at {c['T']} x {c['B']} x {c['H']} (I = {c['I']}), forward and "
+            "backward with every gradient:",
+            "",
+            "| option | a pass | beside | a pass | times as long |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def render(text: str, source: str, root: Path = _ROOT) -> str:
     """The page with its table and figures written anew from the results."""
     results = json.loads((root / source).read_text())
     before, _, after = split(text, BEGIN, END)
     before, after = (figures_written(part, FIGURES, results) for part in (before, after))
-    return f"{before}{BEGIN}\n{named(source, COMMAND)}\n\n{table(results)}\n\n{END}{after}"
+    body = f"{table(results)}\n\n{costs(results)}"
+    return f"{before}{BEGIN}\n{named(source, COMMAND)}\n\n{body}\n\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -49,7 +49,7 @@ class Ragged:
 
 
 class Masked:
-    """Which steps of padded rows [T, B] are there, T > 0; the numbers are not looked at.
+    """Which steps of padded rows [T, B] are there; the numbers are not looked at.
 
     Past its end a row reads zero and begins anew with every step, from a state that is given: so
     nothing there is read, or grows without bounds, and in a direction that walks time backwards
@@ -78,6 +78,8 @@ class Masked:
             h: a layer's output, [T, B, D * H].
             hx: its initial states, [D, B, H].
         """
+        if h.size(0) == 0:
+            return hx.to(h.dtype)
         ways = h.chunk(hx.size(0), -1)
         steps = self._last_step.view(1, -1, 1).expand(1, *hx.shape[1:])
         ends = [ways[0].gather(0, steps), *(backwards[:1] for backwards in ways[1:])]

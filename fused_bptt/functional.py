@@ -373,8 +373,8 @@ def _of_lengths(
     packed = readable(lengths)
     if packed:
         check_range(lengths, T)
-        packed = options["checkpoint_every"] is None or T == 0
-    walk = _walk_packed if packed or T == 0 else _walk_masked
+        packed = options["checkpoint_every"] is None
+    walk = _walk_packed if packed else _walk_masked
     outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
     if batch_first:
         outputs = [output.transpose(0, 1) for output in outputs]

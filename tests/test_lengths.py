@@ -295,6 +295,13 @@ def test_no_row_has_a_step(steps: int) -> None:
     assert (rnn(x, lengths=lengths)[1] == 0).all()
 
 
+def test_no_member_has_a_step() -> None:
+    rnn, x, hx = fused_bptt.RNN(INPUTS, H), torch.randn(0, 2, INPUTS), torch.randn(1, 2, H)
+    lengths = torch.zeros(3, 2, dtype=torch.int64)
+    h_n = vmap(lambda lengths: rnn(x, hx, lengths=lengths)[1])(lengths)
+    assert torch.equal(h_n, hx.expand(3, 1, 2, H))
+
+
 @pytest.mark.usefixtures("route")
 def test_autocast() -> None:
     rnn = fused_bptt.RNN(INPUTS, H, bidirectional=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import libraries, loops, options
+from benchmarks import libraries, loops, options, steps
 
 
 def test_a_small_run(tmp_path, capsys):
@@ -19,6 +19,10 @@ def test_a_small_run(tmp_path, capsys):
     assert by_loop.keys() == {"plain", "reset", "leaky", "voltage", "clip"}
     assert by_loop["reset"]["times_faster_than_the_loop"] > 1
     assert "reset" in by_loop["reset"]["seconds"]
+    costs = next(cell for cell in found["cells"] if cell["cell"] == "costs")
+    assert costs["times"].keys() == options.COSTS.keys()
+    assert set(costs["beside"].values()) <= costs["seconds"].keys()
+    assert steps.COSTS.keys() <= costs["times"].keys()
     assert len(capsys.readouterr().out.splitlines()) == len(options.CELLS) + len(options.OTHERS)
 
 
