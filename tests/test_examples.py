@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import environment
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -75,10 +76,14 @@ def test_perceptual_decision(tmp_path):
     assert (tmp_path / "decision.png").stat().st_size > 10_000
 
 
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize("backend", ["gloo", pytest.param("nccl", marks=two_gpus)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_several_processes(strategy):
+def test_several_processes(strategy, backend):
     """Losses and weights are those of one process; gradients accumulate without synchronisation."""
-    out = run("ddp.py", "--strategy", strategy, processes=2)
+    out = run("ddp.py", "--strategy", strategy, "--backend", backend, processes=2)
     losses = re.findall(r"\n +\d  ([\d.]+)  ([\d.]+)", out)
     assert len(losses) == 5
     for together, alone in losses:
