@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ALPHA, SIGMA = 0.2, 0.05
+ALPHA, SIGMA, LIMIT = 0.2, 0.05, 1.0
 
 #: A call, and the leaves that its gradients are taken of.
 Prepared = tuple[Callable[[], Tensor], list[Tensor]]
@@ -73,6 +73,21 @@ def leaky(i: Inputs) -> Tensor:
     return torch.stack(outputs)
 
 
+def clipped(i: Inputs) -> Tensor:
+    """The plain one; a hook of each state clips the norm of its gradient's rows."""
+
+    def clip(a: Tensor) -> Tensor:
+        return a * (LIMIT / a.norm(dim=1, keepdim=True)).clamp(max=1)
+
+    h, outputs = i.h_0, []
+    for x in i.x:
+        h = torch.tanh(_driven(i, x) + _carried(i, h))
+        if h.requires_grad:
+            h.register_hook(clip)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def voltage(i: Inputs) -> Tensor:
     """v = (1 - a) v + a (W_hh tanh(v) + W_ih x) + noise; gives tanh(v)."""
     v, outputs = i.h_0, []
@@ -88,4 +103,5 @@ LOOPS: dict[str, Callable[[Inputs], Tensor]] = {
     "reset": with_resets,
     "leaky": leaky,
     "voltage": voltage,
+    "clip": clipped,
 }

@@ -37,6 +37,8 @@ CELLS = (
     ("leaky", 500, 64, 64, 128, 0.0),
     ("reset", 128, 128, 64, 256, 0.03),
     ("voltage", 1000, 32, 64, 512, 0.0),
+    ("clip", 100, 4, 64, 256, 0.0),
+    ("clip", 500, 64, 64, 128, 0.0),
 )
 
 
@@ -66,12 +68,17 @@ OPTIONS: dict[str, Callable[[Inputs], Prepared]] = {
     "reset": lambda i: fused(i, reset=i.reset),
     "bptt_window": lambda i: fused(i, bptt_window=50),
     "checkpoint_every": lambda i: fused(i, checkpoint_every=128),
+    "zoneout": lambda i: fused(i, zoneout=0.1, training=True),
+    "recurrent_dropout": lambda i: fused(i, recurrent_dropout=0.1, training=True),
+    "clip": lambda i: fused(i, clip_state_grad=("norm", loops.LIMIT)),
+    "clip by value": lambda i: fused(i, clip_state_grad=("value", loops.LIMIT)),
     "leaky": lambda i: leaky(i, 0, form="rate"),
     # The loop adds its noise to v, LeakyRNN before the product with the leak.
     "voltage": lambda i: leaky(i, 2, form="voltage", noise_std=loops.SIGMA / loops.ALPHA),
 }
-#: Of these the plain path is asked what an option costs that is not used.
-OF_PLAIN = ("reset", "bptt_window", "checkpoint_every")
+#: What each of these costs beside the plain path; `reset` with no reset in it.
+OF_PLAIN = ("reset", "bptt_window", "checkpoint_every", "zoneout", "recurrent_dropout")
+OF_PLAIN += ("clip", "clip by value")
 
 
 def product_flops(T: int, B: int, INPUTS: int, H: int) -> int:

@@ -66,6 +66,7 @@ LOOPS = {
     "reset": "resets at {resets:.0%} of the steps",
     "leaky": "a leak, `rate`",
     "voltage": "a leak, `voltage`, with noise",
+    "clip": "`clip_state_grad` by norm",
 }
 
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -116,6 +117,13 @@ inline Phi phi_of(const char* name, int64_t code, bool may_be_given) {
         may_be_given ? "0 (given), " : "",
         "1 (tanh), 2 (relu), 3 (sigmoid), 4 (softplus) or 5 (identity), got ", code);
   return static_cast<Phi>(code);
+}
+
+inline Clip clip_of(int64_t code, double limit) {
+  check(code >= 0 && code <= 2, "clip: expected 0 (none), 1 (value) or 2 (norm), got ", code);
+  check(code == 0 || (limit > 0 && std::isfinite(limit)),
+        "clip_limit: expected a finite number above 0, got ", limit);
+  return {static_cast<Clip::Kind>(code), limit};
 }
 
 // The strides of a [T, B, G, H] or, packed, [N, G, H] tensor; without G if it is not grouped.
@@ -321,10 +329,15 @@ inline Bridged bridge_linear_recurrence(const Tensor& factor, const std::optiona
                                         const std::optional<Tensor>& batch_sizes,
                                         int64_t reverse_groups, int64_t derivative, bool adjoint,
                                         const std::optional<Tensor>& reset,
-                                        const std::optional<Tensor>& reset_state, int64_t window) {
-  return bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
-                s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative", derivative, adjoint,
-                reset, reset_state, window);
+                                        const std::optional<Tensor>& reset_state, int64_t window,
+                                        int64_t clip, double clip_limit) {
+  check(adjoint || clip == 0, "clip: expected 0 (none) without adjoint, got ", clip);
+  const Clip clipped = clip_of(clip, clip_limit);
+  Bridged bridged = bridge(Primitive::linear, "v", v ? &*v : nullptr, &factor, weight, "s0",
+                           s0 ? &*s0 : nullptr, batch_sizes, reverse_groups, "derivative",
+                           derivative, adjoint, reset, reset_state, window);
+  bridged.problem.clip = clipped;
+  return bridged;
 }
 
 // One of the primitives with a leak. `drive` is u or w; `factor` is a or d, and null for
@@ -509,11 +522,14 @@ inline BridgedLayer bridge_layer_backward(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t clip, double clip_limit, int64_t members) {
+  const Clip clipped = clip_of(clip, clip_limit);
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
+  p.clip = clipped;
   layer.sent.initial = p.initial;
   layer.sent.replacement = p.cuts.replacement;
   p.initial = {};
@@ -537,15 +553,27 @@ inline BridgedLayer bridge_layer_backward(
     check_like("g_last", *g_last, "x", x);
     p.initial = state_of(with_unit_stride(bridged, *g_last));
   }
+  check(members >= 0, "members: expected 0 or more, got ", members);
+  for (int64_t t = 0; members > 0 && t < p.T; ++t) {
+    check(rows_at(p, t) % members == 0, "members: expected a divisor of the ", rows_at(p, t),
+          " rows of step ", t, ", got ", members);
+  }
   const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
     if (need) to = empty(sizes, x);
     return need ? to->mutable_data_ptr() : nullptr;
   };
+  const auto sum = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
+    if (members == 0) return gradient(need, to, sizes);
+    std::vector<int64_t> of_each{members};
+    of_each.insert(of_each.end(), sizes.data, sizes.data + sizes.count);
+    return gradient(need, to, of_each);
+  };
   layer.backward = true;
+  layer.members = members;
   layer.x_bar = gradient(need_x, bridged.x_bar, Shape(x));
-  layer.weight_ih_bar = gradient(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
-  layer.weight_hh_bar = gradient(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
-  layer.bias_bar = gradient(need_bias, bridged.bias_bar, {p.G * p.H});
+  layer.weight_ih_bar = sum(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
+  layer.weight_hh_bar = sum(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
+  layer.bias_bar = sum(need_bias, bridged.bias_bar, {p.G * p.H});
   layer.walk = p;
   return bridged;
 }
@@ -666,7 +694,7 @@ inline BridgedLayer bridge_leaky_layer_backward(
   if (g) p.drive = sequence("g", *g);
   if (g_rate) p.rate = sequence("g_rate", *g_rate);
 
-  bridged.ends = empty({4, p.G, p.B, p.H}, x);
+  bridged.ends = empty({reset ? 4 : 2, p.G, p.B, p.H}, x);
   char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
   const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
   const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
@@ -694,14 +722,16 @@ inline BridgedLayer bridge_leaky_layer_backward(
   return bridged;
 }
 
-// The gradients of the weights belong to the caller, and are added to.
+// The gradients belong to the caller; those of the weights are added to.
 inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
-    bool need_x, const std::optional<Tensor>& weight_ih_bar,
+    const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t before) {
+  check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
     if (!bar) return nullptr;
@@ -710,11 +740,13 @@ inline BridgedLayer bridge_layer_backward_into(
     check(bar->is_contiguous(), name, ": expected to be contiguous");
     return bar->mutable_data_ptr();
   };
-  BridgedLayer bridged =
-      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                            nonlinearity, need_x, false, false, false, reset, {}, 0);
+  BridgedLayer bridged = bridge_layer_backward(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
+      false, false, false, reset, reset_state, window, 0, 0, 0);
+  bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
+  layer.x_bar = owned("x_bar", x_bar, {x.sizes().begin(), x.sizes().end()}, "that of x");
   layer.weight_ih_bar = owned("weight_ih_bar", weight_ih_bar, {units, layer.I}, "[G * H, I]");
   layer.weight_hh_bar =
       owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},

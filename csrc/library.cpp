@@ -19,12 +19,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // (v_t + r_t), r_t = W^T q_{t+1}, from r_T = s0, and r_0 = W^T q_1. derivative: 0 factor is d; 1
   // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
-  // none.
+  // none. clip, of an adjoint: v_t + r_t is held within clip_limit before d_t multiplies
+  // it: 1 each number, 2 the norm of each row, on the CPU alone; 0 none.
   m.def(
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
-      "int float32_products=0, Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
-      "(Tensor, Tensor)");
+      "int float32_products=0, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
+      "int clip=0, float clip_limit=0.0) -> (Tensor, Tensor)");
   // With a leak. With gain: h_t = keep_t * h_{t-1} + gain_t * r_t, r_t = phi(u_t + W h_{t-1}), h_0
   // = initial. Without: v_t = keep_t * v_{t-1} + u_t + W r_{t-1}, r_t = phi(v_t), v_0 = initial.
   // Gives h or v, and r. keep and gain have u's shape and any strides.
@@ -48,12 +49,14 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor? reset_state=None) -> (Tensor, Tensor)");
   // Its BPTT, from the cotangents of h and of the last h (none: zero): the gradients of x, h0,
   // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
+  // clip as in linear_recurrence. members: with n > 0, the rows of each step are those of n
+  // members, side by side, and the gradients of the weights and biases are of each, [n, ...].
   m.def(
       "layer_backward(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
-      "Tensor? reset=None, Tensor? reset_state=None, int window=0) -> "
-      "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+      "Tensor? reset=None, Tensor? reset_state=None, int window=0, int clip=0, "
+      "float clip_limit=0.0, int members=0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
@@ -66,10 +69,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
       "int? seed=None) -> (Tensor, Tensor, Tensor)");
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
-  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [4, G,
-  // B, H]: the cotangents of W h_0 and of keep * h_0, and the sums of both over the steps that
-  // began with a replaced state, which mean something only with reset. sent_*: what W multiplies of
-  // a state, r without gain.
+  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [2, G,
+  // B, H]: the cotangents of W h_0 and of keep * h_0; with reset [4, G, B, H]: and the sums of both
+  // over the steps that began with a replaced state. sent_*: what W multiplies of a state, r
+  // without gain.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
@@ -78,15 +81,17 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "bool need_leak, Tensor? reset=None, Tensor? reset_state=None, "
       "Tensor? sent_reset_state=None, int window=0) -> "
       "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor)");
-  // The same for a part of the steps: the gradients of the weights and biases (none: not needed)
-  // are added to. Parts that are whole chunks of chunk_steps(B) steps, from the walk's beginning to
-  // its end, give the bits that one call for all steps does. Gives the gradients of x and h0.
+  // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
+  // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)
+  // steps, from the walk's beginning to its end, give the bits that one call for all steps does.
+  // `before` steps of the whole come before these: window counts from there. Gives the gradient of
+  // h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
-      "bool need_x, Tensor(a!)? weight_ih_bar, Tensor(b!)? weight_hh_bar, Tensor(c!)? bias_bar, "
-      "Tensor? reset=None) -> "
-      "(Tensor?, Tensor)");
+      "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
+      "Tensor(d!)? bias_bar, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
+      "int before=0) -> Tensor");
   m.def("chunk_steps(int B) -> int");
   // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
   // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key
@@ -103,8 +108,11 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // How a problem would be computed on CUDA, and what else was weighed: lines of `name=value`.
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
-  // device_limits: one of named_limits(), or what cuda_limits(device) gives.
-  m.def("explain_plan(int B, int G, int H, str products, str device_limits) -> str");
+  // device_limits: one of named_limits(), or what cuda_limits(device) gives. step: plain,
+  // leaky (leaky_recurrence and leaky_linear) or clipped (clip 1 of linear_recurrence).
+  m.def(
+      "explain_plan(int B, int G, int H, str products, str device_limits, str step='plain') -> "
+      "str");
   m.def("named_limits() -> str");
   m.def("cuda_limits(int device) -> str");
 }

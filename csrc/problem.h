@@ -60,8 +60,19 @@ struct Cuts {
   int64_t step, row, group;
   State replacement;  // [G, B, H]; null in an adjoint
   // Linear recurrence: beside these, all rows carry zero over the boundaries k * window, k > 0. 0:
-  // none.
+  // none. Steps are counted from that of a whole sequence of which `before` steps come before
+  // these.
   int64_t window;
+  int64_t before;
+};
+
+// What BPTT does to the cotangent of every state, a_t = g_t + W^T q_{t+1}, before the slope
+// multiplies it: each number is held within [-limit, limit], or each row is multiplied by limit /
+// |a_t| where that is less than 1.
+struct Clip {
+  enum class Kind : int32_t { none = 0, value = 1, norm = 2 };
+  Kind kind;
+  double limit;
 };
 
 struct Problem {
@@ -101,6 +112,7 @@ struct Problem {
   // BPTT with a leak: q_1, and the sums of q_t and k_t * y_t over the steps that began with a
   // replacement.
   State last_product, replaced_product, replaced;
+  Clip clip;  // adjoint of the linear recurrence
 };
 
 // States as a walk met them before its steps: in the sequence; h_0; and what a cut made of them,
@@ -131,6 +143,9 @@ struct Layer {
   bool draws;               // forward: noise is drawn from the seed, and there is no other
   uint64_t seed;
   // Backward only. The gradients are contiguous, and null where they are not wanted.
+  // members: 0, the gradients of the weights are one sum over all rows; n, the rows of each step
+  // are those of n members, side by side, and there is a sum for each, [n, ...].
+  int64_t members;
   Carried sent;         // what W_hh multiplied
   Carried state;        // with a leak: h or v
   void* x_bar;          // [rows, I]
@@ -168,16 +183,22 @@ inline int64_t first_row(const Problem& p, int64_t t) {
 // Whether the state that is carried is apart from what W multiplies.
 inline bool has_leak(const Problem& p) { return p.primitive >= Primitive::leaky_rate; }
 
-// Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
-inline bool may_cut(const Problem& p, int64_t t) {
-  return p.cuts.mask || (p.cuts.window > 0 && t > 0 && t % p.cuts.window == 0);
+// Whether the window cuts all rows at boundary t.
+inline bool window_cuts(const Problem& p, int64_t t) {
+  return p.cuts.window > 0 && t > 0 && (p.cuts.before + t) % p.cuts.window == 0;
 }
+
+// Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
+inline bool may_cut(const Problem& p, int64_t t) { return p.cuts.mask || window_cuts(p, t); }
 
 inline bool cut_at(const Problem& p, int64_t g, int64_t t, int64_t b) {
   const Cuts& c = p.cuts;
   const int64_t origin = p.first_rows ? p.first_rows[t] * c.row : t * c.step;
   return c.mask && c.mask[origin + b * c.row + g * c.group];
 }
+
+// How many sums over the rows there are.
+inline int64_t sums_of(const Layer& layer) { return layer.members > 0 ? layer.members : 1; }
 
 // Whether y is wanted where it is not q.
 inline bool wants_total(const Layer& layer) {

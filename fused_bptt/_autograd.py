@@ -33,6 +33,7 @@ def layer(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of the RNN, differentiable in x, h0, the parameters and reset_state.
 
@@ -46,6 +47,7 @@ def layer(
         reset, reset_state: where the state is replaced, [T, B] or [N], and by what, [D, B, H]; as
             in ``_ops.recurrence_``.
         window: no gradient is carried over its multiples in time; 0 for none.
+        clip: of the gradient of every state; as in ``_ops.linear_recurrence``.
 
     Returns:
         h [T, B, D * H] or [N, D * H], which is saved for backward; and the last h of each
@@ -58,21 +60,21 @@ def layer(
         from . import _compiled
 
         return _compiled.layer(  # type: ignore[no-any-return]
-            x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window
+            x, h0, batch_sizes, phi, directions, parameters, reset, reset_state, window, clip
         )
     if _transformed():
-        walk = (x, h0, batch_sizes, phi, directions, reset, reset_state, window)
-        if reset is None and window == 0 and _of_first_order():
+        walk = (x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip)
+        if reset is None and window == 0 and clip is None and _of_first_order():
             return _apply(Layer, *walk, *parameters)  # type: ignore[no-any-return]
         return _composed_layer(*walk, *parameters)
     if torch.is_grad_enabled():
         # Layer.apply without what it does for functorch and for default arguments: 3 us of Python.
         apply = super(torch.autograd.Function, Layer).apply
         return apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
+            x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip, *parameters
         )
     return Layer.forward(
-        x, h0, batch_sizes, phi, directions, reset, reset_state, window, *parameters
+        x, h0, batch_sizes, phi, directions, reset, reset_state, window, clip, *parameters
     )
 
 
@@ -86,14 +88,15 @@ def recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.recurrence_` on a copy of u.
 
     Differentiable in u, weight, h0 and reset_state; over the multiples of ``window`` in time no
-    derivative is carried.
+    derivative is carried; ``clip`` as in :func:`layer`.
     """
     return Recurrence.apply(  # type: ignore[no-untyped-call, no-any-return]
-        u, weight, h0, batch_sizes, reverse_groups, phi, reset, reset_state, window
+        u, weight, h0, batch_sizes, reverse_groups, phi, reset, reset_state, window, clip
     )
 
 
@@ -109,22 +112,26 @@ def linear_recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._ops.linear_recurrence`.
 
-    Differentiable in factor, v, weight, s0 and reset_state.
+    Differentiable in factor, v, weight, s0 and reset_state; with ``clip`` in nothing.
     """
     walk = (batch_sizes, reverse_groups, derivative, adjoint, reset, reset_state, window)
     args = (factor, v, weight, s0, *walk)
-    differentiable = (factor, v, weight, s0, reset_state)
-    recorded = any(x is not None and x.requires_grad for x in differentiable)
-    if _transformed() or (recorded and torch.is_grad_enabled()):
+    if _transformed() or _recorded(factor, v, weight, s0, reset_state):
+        if clip is not None:
+            return _apply(ClippedRecurrence, *args, clip)  # type: ignore[no-any-return]
         return _apply(LinearRecurrence, *args)  # type: ignore[no-any-return]
-    return _ops.linear_recurrence(*args)
+    return _ops.linear_recurrence(*args, clip)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """``function.apply``; under a transform without reading the signature anew: 30 us a call."""
+    """``function.apply``; under a transform without reading the signature anew: 30 us a call.
+
+    What ``apply`` calls then has no public name.
+    """
     if torch._C._are_functorch_transforms_active():
         return custom_function_call(function, *arguments)
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -139,6 +146,7 @@ def _composed_layer(
     reset: Tensor | None,
     reset_state: Tensor | None,
     window: int,
+    clip: _ops.Clip,
     *parameters: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """:func:`layer` of the recurrence and torch's products: for derivatives of every kind."""
@@ -146,7 +154,7 @@ def _composed_layer(
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
     u = _split(F.linear(x, weight_ih, bias), directions)
     cuts = (reset, reset_state, window)
-    h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts)
+    h, h_n = recurrence(u, weight_hh, h0, batch_sizes, directions - 1, phi, *cuts, clip)
     return h if directions == 1 else h.flatten(-2), h_n
 
 
@@ -161,6 +169,13 @@ def _of_first_order() -> bool:
     reverse = kinds.count(torch._C._functorch.TransformType.Grad)
     vmaps = kinds.count(torch._C._functorch.TransformType.Vmap)
     return reverse <= 1 and 0 < reverse + vmaps == len(kinds) and forward_ad._current_level < 0
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with any of these."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _transformed(*cotangents: Tensor | None) -> bool:
@@ -199,6 +214,7 @@ class Layer(torch.autograd.Function):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        _clip: _ops.Clip,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
@@ -230,7 +246,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, h0, batch_sizes, ctx.phi, ctx.directions, reset, reset_state, *others = inputs
-        ctx.window, *parameters = others
+        ctx.window, ctx.clip, *parameters = others
         weights = [weight for weight in parameters if weight.dim() == 2]
         ctx.save_for_backward(output[0], x, h0, batch_sizes, reset, reset_state, *weights)
         ctx.set_materialize_grads(False)
@@ -247,13 +263,14 @@ class Layer(torch.autograd.Function):
         _reset: None,
         _reset_state: None,
         _window: int,
+        _clip: None,
         *parameters: Tensor,
     ) -> Any:
-        size, dims = info.batch_size, in_dims[8:]
+        size, dims = info.batch_size, in_dims[9:]
         if any(dim is not None for dim in dims):  # members have weights of their own
 
             def of_member(x: Tensor, h0: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-                uncut = (None, None, 0)
+                uncut = (None, None, 0, None)
                 return _composed_layer(x, h0, batch_sizes, phi, directions, *uncut, *parameters)
 
             results = torch.func.vmap(of_member, (*in_dims[:2], *dims))(x, h0, *parameters)
@@ -272,7 +289,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h, x, h0, batch_sizes, reset, reset_state, *weights = ctx.saved_tensors
-        need_x, _, _, _, _, _, need_reset_state, _, *need = ctx.needs_input_grad
+        need_x, _, _, _, _, _, need_reset_state, _, _, *need = ctx.needs_input_grad
         step = len(need) // ctx.directions
         weight_ih, weight_hh, _, _ = _stack(weights, ctx.directions)
         gradients = layer_backward(
@@ -290,10 +307,12 @@ class Layer(torch.autograd.Function):
             any(need[0::step]),
             any(need[1::step]),
             step == 4 and any(need[2::step] + need[3::step]),
+            0,
             reset,
             reset_state,
             ctx.window,
             need_reset_state,
+            ctx.clip,
         )
         x_bar, h0_bar, *bars, reset_state_bar = gradients
         ways = [bars] if ctx.directions == 1 else zip(*map(_halves, bars), strict=True)
@@ -304,7 +323,7 @@ class Layer(torch.autograd.Function):
             for weight_ih_bar, weight_hh_bar, bias_bar in ways
             for bar in (weight_ih_bar, weight_hh_bar, bias_bar, bias_bar)[:step]
         ]
-        return x_bar, h0_bar, None, None, None, None, reset_state_bar, None, *of_parameters
+        return x_bar, h0_bar, None, None, None, None, reset_state_bar, None, None, *of_parameters
 
 
 def layer_backward(
@@ -322,26 +341,29 @@ def layer_backward(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    members: int = 0,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
     need_reset_state: bool = False,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor | None, ...]:
     """:func:`fused_bptt._ops.layer_backward`, differentiable, on every device and dtype.
 
     And last the gradient of reset_state, which the operator does not give.
     """
-    operands = (g, g_n, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, phi)
+    tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
     needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
+    asked = (*tensors, batch_sizes, reverse_groups, phi, *needed)
     cuts = (reset, reset_state, window)
     if _transformed(g, g_n):
-        if reset is None and window == 0 and _of_first_order():
-            bars = iter(_apply(LayerBackward, *operands, *needed))
+        if reset is None and window == 0 and clip is None and _of_first_order():
+            bars = iter(_apply(LayerBackward, *asked, members))
             given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
             return tuple([next(bars) if is_given else None for is_given in given])
-    elif _ops.has_layer(x) and not torch.is_grad_enabled() and not need_reset_state:
-        return *_ops.layer_backward(*operands, *needed, *cuts), None
-    return _composed_layer_backward(*operands, *needed, *cuts, need_reset_state)
+    elif _ops.has_layer(x) and not need_reset_state and not _recorded(*tensors, reset_state):
+        return *_ops.layer_backward(*asked, *cuts, clip, members), None
+    return _composed_layer_backward(*asked, members, *cuts, need_reset_state, clip)
 
 
 def _composed_layer_backward(
@@ -359,10 +381,12 @@ def _composed_layer_backward(
     need_weight_ih: bool,
     need_weight_hh: bool,
     need_bias: bool,
+    members: int = 0,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
     need_reset_state: bool = False,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor | None, ...]:
     """:func:`layer_backward` of the adjoint and torch's products."""
     directions = reverse_groups + 1
@@ -379,19 +403,37 @@ def _composed_layer_backward(
         reset,
         None,
         window,
+        clip,
     )
-    rows = _rows(q.reshape(h.shape))
+    rows, x_rows = _rows(q.reshape(h.shape)), _rows(x)
     steps = Steps(x, batch_sizes, directions, reverse_groups, reset, window)
-    weight_hh_bar = None
-    if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
-        sums = steps.sums_of_products(rows, _rows(h), h0, reset_state, keep=True)
-        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums)
+    weight_ih_bar = weight_hh_bar = bias_bar = None
+    if members:
+        q_of_each = _of_each(rows, members)
+        if need_weight_ih:
+            weight_ih_bar = torch.bmm(q_of_each.mT, _of_each(x_rows, members))
+        if need_weight_hh:
+            before = steps.previous(_split(h, directions), h0, reset_state, keep=True)
+            before = _of_each(_rows(before.reshape(h.shape)), members)
+            ways = zip(q_of_each.chunk(directions, -1), before.chunk(directions, -1), strict=True)
+            sums = [torch.bmm(q_way.mT, h_way) for q_way, h_way in ways]
+            weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
+        if need_bias:
+            bias_bar = q_of_each.sum(1)
+    else:
+        if need_weight_ih:  # Σ_t q_t x_tᵀ
+            weight_ih_bar = torch.mm(rows.t(), x_rows)
+        if need_weight_hh:  # Σ_t q_t h_{t-1}ᵀ
+            sums = steps.sums_of_products(rows, _rows(h), h0, reset_state, keep=True)
+            weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums)
+        if need_bias:  # Σ_t q_t
+            bias_bar = rows.sum(0)
     return (
         torch.mm(rows, weight_ih).view(*x.shape) if need_x else None,
         h0_bar,
-        torch.mm(rows.t(), _rows(x)) if need_weight_ih else None,  # Σ_t q_t x_tᵀ
+        weight_ih_bar,
         weight_hh_bar,
-        rows.sum(0) if need_bias else None,  # Σ_t q_t
+        bias_bar,
         steps.sums_after_resets(q) @ weight_hh if need_reset_state else None,
     )
 
@@ -440,13 +482,21 @@ class LayerBackward(torch.autograd.Function):
         weight_hh: Tensor,
         h0: Tensor,
         batch_sizes: Tensor | None,
-        *options: Any,
+        reverse_groups: int,
+        phi: int,
+        need_x: bool,
+        need_weight_ih: bool,
+        need_weight_hh: bool,
+        need_bias: bool,
+        members: int,
     ) -> Any:
         size = info.batch_size
+        needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
         if in_dims[4] is not None or in_dims[5] is not None:  # members have weights of their own
 
             def of_member(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-                arguments: list[Any] = [*tensors, batch_sizes, *options]
+                others = (batch_sizes, reverse_groups, phi, *needed, members)
+                arguments: list[Any] = [*tensors, *others]
                 return _given(_composed_layer_backward(*arguments))
 
             tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
@@ -454,92 +504,26 @@ class LayerBackward(torch.autograd.Function):
             return bars, (0,) * len(bars)
 
         rows = x.dim() - (in_dims[3] is not None) - 1
-        g = None if g is None else into_rows(g, in_dims[0], size, rows)
-        g_n = None if g_n is None else into_rows(g_n, in_dims[1], size, 2)
-        h, x = into_rows(h, in_dims[2], size, rows), into_rows(x, in_dims[3], size, rows)
-        h0 = into_rows(h0, in_dims[6], size, 2)
-        sizes = None if batch_sizes is None else batch_sizes * size
-        operands: list[Any] = [g, g_n, h, x, weight_ih, weight_hh, h0, sizes, *options]
-        if any(options[3:]):
-            x_bar, h0_bar, *sums = _layer_backward_of_each(size, *operands)
-        else:
-            x_bar, h0_bar, *sums = layer_backward(*operands)
-        x_bar = None if x_bar is None else unfold(x_bar, rows - 1, size)
+        x_bar, h0_bar, *sums = layer_backward(
+            None if g is None else into_rows(g, in_dims[0], size, rows),
+            None if g_n is None else into_rows(g_n, in_dims[1], size, 2),
+            into_rows(h, in_dims[2], size, rows),
+            into_rows(x, in_dims[3], size, rows),
+            weight_ih,
+            weight_hh,
+            into_rows(h0, in_dims[6], size, 2),
+            None if batch_sizes is None else batch_sizes * size,
+            reverse_groups,
+            phi,
+            *needed,
+            max(members, 1) * size,
+        )
         assert h0_bar is not None
-        bars = _given((x_bar, unfold(h0_bar, 1, size), *sums))
+        found = [None if x_bar is None else unfold(x_bar, rows - 1, size), unfold(h0_bar, 1, size)]
+        # Members of members: those of the inner ones have been in front.
+        found += [unfold(bar, 0, size) if members and bar is not None else bar for bar in sums]
+        bars = _given(found)
         return bars, (0,) * len(bars)
-
-
-def _layer_backward_of_each(
-    size: int,
-    g: Tensor | None,
-    g_n: Tensor | None,
-    h: Tensor,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor,
-    batch_sizes: Tensor | None,
-    reverse_groups: int,
-    phi: int,
-    need_x: bool,
-    need_weight_ih: bool,
-    need_weight_hh: bool,
-    need_bias: bool,
-) -> tuple[Any, ...]:
-    """:func:`layer_backward` where ``size`` members share the rows and each has sums of its own."""
-    directions = reverse_groups + 1
-    states = _split(h, directions)
-    q, h0_bar = linear_recurrence(
-        states,
-        None if g is None else _split(g, directions),
-        weight_hh,
-        g_n,
-        batch_sizes,
-        reverse_groups,
-        phi,
-        True,
-    )
-    rows = _rows(q.reshape(h.shape))
-
-    def of_each(x: Tensor) -> Tensor:
-        """[..., N] as [n, rows, N]."""
-        return x.reshape(rows.size(0) // size, size, x.size(-1)).transpose(0, 1)
-
-    q_of_each = of_each(rows)
-    weight_hh_bar = None
-    if need_weight_hh:
-        if batch_sizes is None:
-            before = _previous_of_each(size, states, h0, reverse_groups)
-        else:
-            steps = Steps(x, batch_sizes, directions, reverse_groups)
-            before = of_each(steps.previous(states, h0).reshape(h.shape)).chunk(directions, -1)
-        ways = zip(q_of_each.chunk(directions, -1), before, strict=True)
-        sums = [torch.bmm(q.mT, h) for q, h in ways]
-        weight_hh_bar = sums[0] if directions == 1 else torch.stack(sums, 1)
-    return (
-        torch.mm(rows, weight_ih).view(x.shape) if need_x else None,
-        h0_bar,
-        torch.bmm(q_of_each.mT, of_each(x)) if need_weight_ih else None,
-        weight_hh_bar,
-        q_of_each.sum(1) if need_bias else None,
-    )
-
-
-def _previous_of_each(size: int, h: Tensor, h0: Tensor, reverse_groups: int) -> Sequence[Tensor]:
-    """h_{t-1} of each direction, [n, T * B, H], of h [T, B * n(, D), H] and h0 [D, B * n, H].
-
-    As ``Steps.previous`` has it, but made where the products read it: a copy less.
-    """
-    T, B = h.size(0), h.size(1) // size
-    members = h.reshape(T, B, size, -1, h.size(-1)).permute(3, 2, 0, 1, 4)  # [D, n, T, B, H]
-    initial = h0.reshape(-1, B, size, h.size(-1)).transpose(1, 2).unsqueeze(2)  # [D, n, 1, B, H]
-    forwards = len(members) - reverse_groups
-    found = [
-        torch.cat([start, states[:, :-1]] if way < forwards else [states[:, 1:], start], 1)
-        for way, (states, start) in enumerate(zip(members, initial, strict=True))
-    ]
-    return [states.flatten(1, 2) for states in found]
 
 
 class Recurrence(torch.autograd.Function):
@@ -556,6 +540,7 @@ class Recurrence(torch.autograd.Function):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        _clip: _ops.Clip,
     ) -> tuple[Tensor, Tensor]:
         h = u.clone(memory_format=torch.contiguous_format)
         walk = (batch_sizes, reverse_groups, phi, reset, reset_state)
@@ -564,7 +549,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, weight, h0, batch_sizes, ctx.reverse_groups, ctx.phi, *cuts = inputs
-        reset, reset_state, ctx.window = cuts
+        reset, reset_state, ctx.window, ctx.clip = cuts
         saved = (output[0], weight, h0, batch_sizes, reset, reset_state)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -573,15 +558,15 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h, weight, h0, batch_sizes, reset, reset_state = ctx.saved_tensors
-        _, need_weight, *_, need_reset_state, _ = ctx.needs_input_grad
-        walk = (batch_sizes, ctx.reverse_groups, ctx.phi, True, reset, None, ctx.window)
+        _, need_weight, *_, need_reset_state, _, _ = ctx.needs_input_grad
+        walk = (batch_sizes, ctx.reverse_groups, ctx.phi, True, reset, None, ctx.window, ctx.clip)
         q, h0_bar = linear_recurrence(h, g, weight, g_n, *walk)
         steps = Steps(h, batch_sizes, groups_of(weight), ctx.reverse_groups, reset, ctx.window)
         weight_bar = None
         if need_weight:
             weight_bar = sum_of_products(steps, weight, q, h, h0, reset_state, keep=True)
         reset_state_bar = steps.sums_after_resets(q) @ weight if need_reset_state else None
-        return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None
+        return q, weight_bar, h0_bar, None, None, None, None, reset_state_bar, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -600,6 +585,7 @@ class Recurrence(torch.autograd.Function):
         _reset: None,
         reset_state_dot: Tensor | None,
         _window: None,
+        _clip: None,
     ) -> tuple[Tensor, Tensor]:
         with forward_ad._set_fwd_grad_enabled(True):
             h, weight, h0, batch_sizes, reset, reset_state = primals(ctx.saved_tensors)
@@ -738,6 +724,39 @@ class LinearRecurrence(torch.autograd.Function):
             return add(e, s_dot), last_dot
 
 
+class ClippedRecurrence(torch.autograd.Function):
+    """The adjoint walk of BPTT that is clipped at every step: not a derivative, and without one."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _ops.linear_recurrence(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        _refuse_clip()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        _refuse_clip()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        places = Places((0, 1), weight=2, states=(3, 9), reset=8, batch_sizes=4, states_found=1)
+        return batched(linear_recurrence, places, info.batch_size, in_dims, arguments)
+
+
+def _refuse_clip() -> None:
+    raise RuntimeError(
+        "clip_state_grad: expected None where the gradients are differentiated again, got a limit "
+        "(clipped gradients are not the derivative of any function, and have none that means "
+        "anything; take the second derivative of a call without it)"
+    )
+
+
 def _stack(
     parameters: Sequence[Tensor], directions: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -771,6 +790,11 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
     if x is None:
         return None, None
     return x.unbind() if x.dim() == 3 else x.chunk(2)
+
+
+def _of_each(rows: Tensor, members: int) -> Tensor:
+    """Rows [N * members, ...], those of the members side by side, as [members, N, ...]."""
+    return rows.view(rows.size(0) // members, members, -1).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:

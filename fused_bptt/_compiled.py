@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _leaky, _leaky_layer
+from . import _autograd, _leaky, _leaky_layer, _lengths
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -30,10 +30,11 @@ def layer(
     reset: Tensor | None,
     reset_state: Tensor | None,
     window: int,
+    clip: tuple[int, float] | None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._autograd.layer`."""
-    cuts = (reset, reset_state, window)
-    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *cuts)
+    options = (reset, reset_state, window, clip)
+    return _autograd.layer(x, h0, batch_sizes, phi, directions, parameters, *options)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -46,3 +47,9 @@ def leaky_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def leaky_recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:
     """:func:`fused_bptt._leaky.leaky_recurrence`."""
     return _leaky.leaky_recurrence(*arguments)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def asserted_lengths(lengths: Tensor, T: int) -> Tensor:
+    """:func:`fused_bptt._lengths.asserted`."""
+    return _lengths.asserted(lengths, T)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _ops
 from ._algebra import activate, groups_of, slope
-from ._autograd import _transformed
+from ._autograd import _transformed, recurrence
 from ._leaky import leaky_recurrence
 from ._steps import Steps
 
@@ -36,23 +36,25 @@ def leaky_layer(
     reset_state: Tensor | None = None,
     window: int = 0,
     seed: int | None = None,
+    plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fused_bptt._ops.leaky_layer`, on every dtype, differentiable in all that is a number.
 
-    Over the multiples of ``window`` in time no derivative is carried.
+    Over the multiples of ``window`` in time no derivative is carried. ``plain``: keep is zero and
+    gain one, so it is the recurrence without a leak, whose kernels on CUDA are the quicker ones.
     """
     if torch.compiler.is_dynamo_compiling():
         from . import _compiled
 
         operands = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale)
-        others = (batch_sizes, reverse_groups, phi, reset, reset_state, window, seed)
+        others = (batch_sizes, reverse_groups, phi, reset, reset_state, window, seed, plain)
         return _compiled.leaky_layer(*operands, *others)  # type: ignore[no-any-return]
     if gain is None and reset is not None and reset_state is None:
         reset_state = torch.zeros_like(initial)  # φ(0) need not be zero
     tensors = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state)
     walk = (batch_sizes, reverse_groups, phi, reset, window)
     if not _ops.has_layer(x) or _transformed():
-        return _composed(tensors, *walk, seed)
+        return _composed(tensors, *walk, seed, plain)
     return LeakyLayer.apply(*walk, seed, *tensors)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -71,6 +73,7 @@ def _composed(
     reset: Tensor | None,
     window: int,
     seed: int | None,
+    plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state = tensors
     u = F.linear(x, weight_ih, bias)
@@ -85,9 +88,12 @@ def _composed(
             return value
         return value.reshape(*flat[:-1], groups, flat[-1] // groups)
 
+    cuts = (reset, reset_state, window)
+    if plain:
+        h, last = recurrence(split(u), weight_hh, initial, batch_sizes, reverse_groups, phi, *cuts)
+        return h.reshape(flat), h.reshape(flat), last
     gain = None if gain is None else split(gain.expand(flat))
     operands = (split(u), split(keep.expand(flat)), gain, weight_hh, initial)
-    cuts = (reset, reset_state, window)
     state, rate = leaky_recurrence(*operands, batch_sizes, reverse_groups, phi, *cuts)
     last = initial
     if flat.numel() > 0:

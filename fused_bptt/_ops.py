@@ -39,6 +39,12 @@ unsafe_view = torch.ops.aten._unsafe_view.default
 #: Codes of ``nonlinearity`` and ``derivative`` in the operators' schemas.
 GIVEN, TANH, RELU, SIGMOID, SOFTPLUS, IDENTITY = range(6)
 
+#: Codes of ``clip``.
+CLIP_VALUE, CLIP_NORM = 1, 2
+
+#: How BPTT is clipped at every step: a code and a limit; None where it is not.
+Clip = tuple[int, float] | None
+
 #: Codes of ``float32_products``: as they are; TF32 where it is quicker; three products in TF32,
 #: which nothing chooses until its error has been measured on a GPU.
 STRICT, TF32, TF32X3 = 0, 1, 2
@@ -103,6 +109,7 @@ def linear_recurrence(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence or its adjoint, for every group; no autograd.
 
@@ -123,6 +130,9 @@ def linear_recurrence(
         reset: as in :func:`recurrence_`; the adjoint is that of a walk which is cut there.
         reset_state: as in :func:`recurrence_`; None with ``adjoint``.
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
+        clip: of the adjoint: v_t + r_t is clipped before d_t multiplies it, each number
+            to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
+            less than 1 (``CLIP_NORM``, on the CPU alone).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -145,6 +155,7 @@ def linear_recurrence(
         reset,
         reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -318,6 +329,8 @@ def layer_backward(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
+    members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
 
@@ -327,10 +340,15 @@ def layer_backward(
         h: what :func:`layer` returned first; the arguments after it are those it was given.
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         window: no gradient is carried over the multiples of it in time; 0 for none.
+        clip: as in :func:`linear_recurrence`.
+        members: n > 0: the rows of each step are those of n members, row by row side by side (row b
+            of member m is row b * n + m), and each has gradients of the weights and biases of its
+            own: those that it would have alone, to the bit. 0: one sum over all rows.
 
     Returns:
         The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
-        the shape of its tensor; None where it is not needed.
+        the shape of its tensor; None where it is not needed. With ``members``, the last three have
+        n in front.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -353,6 +371,8 @@ def layer_backward(
         reset,
         reset_state,
         window,
+        *(clip or (0, 0.0)),
+        members,
     )
 
 
@@ -367,12 +387,15 @@ def layer_backward_(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-    need_x: bool,
+    x_bar: Tensor | None,
     weight_ih_bar: Tensor | None,
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor]:
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
+) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
     A sequence in one direction may be cut into parts of whole chunks of :func:`chunk_steps`,
@@ -380,14 +403,17 @@ def layer_backward_(
     the part's h0 as the ``g_last`` of the one before it, they give the bits of one call.
 
     Args:
-        g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity,
-            need_x: as in :func:`layer_backward`.
-        weight_ih_bar, weight_hh_bar, bias_bar: contiguous, of the shapes of the gradients; what is
-            not needed is None.
+        g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity: as in
+            :func:`layer_backward`.
+        x_bar: is written; contiguous, of x's shape; None if it is not needed.
+        weight_ih_bar, weight_hh_bar, bias_bar: are added to; contiguous, of the shapes of the
+            gradients; what is not needed is None.
         reset: as in :func:`recurrence_`, of these steps.
+        reset_state, window: as in :func:`layer_backward`, of the whole sequence.
+        before: steps of it that come before these. Between the parts the caller cuts.
 
     Returns:
-        The gradients of x, or None, and of h0.
+        The gradient of h0.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -403,11 +429,14 @@ def layer_backward_(
         batch_sizes,
         reverse_groups,
         nonlinearity,
-        need_x,
+        x_bar,
         weight_ih_bar,
         weight_hh_bar,
         bias_bar,
         reset,
+        reset_state,
+        window,
+        before,
     )
 
 
@@ -525,8 +554,9 @@ def leaky_layer_backward(
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
-        it is not needed or has no tensor; and, [4, G, B, H], the cotangents of W h_0 and of keep ⊙
-        h_0, and the sums of both over the steps that began with a replaced state (with ``reset``).
+        it is not needed or has no tensor; and, [2, G, B, H], the cotangents of W h_0 and of keep ⊙
+        h_0; with ``reset`` [4, G, B, H]: and the sums of both over the steps that began with a
+        replaced state.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -609,6 +639,8 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(factor, v, weight, s0, reset, reset_state)
     if s0 is not None:
@@ -694,14 +726,18 @@ def _(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
+    members: int = 0,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
+    n = (members,) if members else ()
     return (
         x.new_empty(x.shape) if need_x else None,
         h0.new_empty(h0.shape),
-        x.new_empty(weight_ih.shape) if need_weight_ih else None,
-        x.new_empty(weight_hh.shape) if need_weight_hh else None,
-        x.new_empty(weight_ih.size(0)) if need_bias else None,
+        x.new_empty(n + weight_ih.shape) if need_weight_ih else None,
+        x.new_empty(n + weight_hh.shape) if need_weight_hh else None,
+        x.new_empty((*n, weight_ih.size(0))) if need_bias else None,
     )
 
 
@@ -717,14 +753,18 @@ def _(
     batch_sizes: Tensor | None,
     reverse_groups: int,
     nonlinearity: int,
-    need_x: bool,
+    x_bar: Tensor | None,
     weight_ih_bar: Tensor | None,
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0)
-    return x.new_empty(x.shape) if need_x else None, h0.new_empty(h0.shape)
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
+) -> Tensor:
+    written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)
+    return h0.new_empty(h0.shape)
 
 
 @torch.library.register_fake("fused_bptt::normal")  # type: ignore[untyped-decorator]
@@ -797,7 +837,7 @@ def _(
         like(keep, need_leak),
         like(gain, need_leak),
         x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
-        initial.new_empty(4, *initial.shape),
+        initial.new_empty(2 if reset is None else 4, *initial.shape),
     )
 
 
@@ -833,7 +873,9 @@ def cuda_archs() -> list[str]:
     return torch.ops.fused_bptt.cuda_archs().split()  # type: ignore[no-any-return]
 
 
-def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> str:
+def explain_plan(
+    B: int, G: int, H: int, products: str, device_limits: str, step: str = "plain"
+) -> str:
     """How CUDA would compute G recurrences of H units over B batch rows, and what else was weighed.
 
     Args:
@@ -844,6 +886,8 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
+        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"``, of
+            an adjoint with ``CLIP_VALUE``; else ``"plain"``, the default.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for
@@ -853,7 +897,7 @@ def explain_plan(B: int, G: int, H: int, products: str, device_limits: str) -> s
     Raises:
         RuntimeError: an unknown name.
     """
-    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits)  # type: ignore[no-any-return]
+    return torch.ops.fused_bptt.explain_plan(B, G, H, products, device_limits, step)  # type: ignore[no-any-return]
 
 
 def named_limits() -> list[str]:

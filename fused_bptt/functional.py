@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _noise, _ops
 from ._autograd import layer
-from ._lengths import Ragged, check_lengths
+from ._lengths import Masked, Ragged, check_lengths, check_range, readable
 from ._noise import StateNoise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _NONLINEARITIES = {
     "tanh": _ops.TANH,
@@ -25,56 +29,45 @@ _NONLINEARITIES = {
 }
 
 
-@overload
-def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
-    return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
+#: Of ``clip_state_grad``, as in ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_``.
+_CLIPS = {"norm": _ops.CLIP_NORM, "value": _ops.CLIP_VALUE}
+
+
+#: What comes out is packed where what goes in is.
+_SequenceT = TypeVar("_SequenceT", Tensor, PackedSequence)
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments of :func:`rnn` but the one that changes what kind of thing it gives."""
+
+    nonlinearity: str
+    bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    reset: Tensor | None
+    reset_state: Tensor | None
+    bptt_window: int
+    clip_state_grad: tuple[str, float] | None
+    lengths: Tensor | None
+    checkpoint_every: int | None
+    recurrent_dropout: float
+    zoneout: float
+    generator: torch.Generator | None
+    state_batch_first: bool
 
 
 @overload
 def rnn(
-    input: PackedSequence,
+    input: _SequenceT,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: Literal[False] = ...,
-    state_batch_first: bool = ...,
-) -> tuple[PackedSequence, Tensor]: ...
+    **options: Unpack[_Options],
+) -> tuple[_SequenceT, Tensor]: ...
 
 
 @overload
@@ -83,23 +76,8 @@ def rnn(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    num_layers: int = ...,
-    dropout: float = ...,
-    training: bool = ...,
-    bidirectional: bool = ...,
-    batch_first: bool = ...,
-    reset: Tensor | None = ...,
-    reset_state: Tensor | None = ...,
-    bptt_window: int = ...,
-    lengths: Tensor | None = ...,
-    checkpoint_every: int | None = ...,
-    recurrent_dropout: float = ...,
-    zoneout: float = ...,
-    generator: torch.Generator | None = ...,
     return_all_layers: bool,
-    state_batch_first: bool = ...,
+    **options: Unpack[_Options],
 ) -> tuple[Any, Tensor]: ...
 
 
@@ -118,6 +96,7 @@ def rnn(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     bptt_window: int = 0,
+    clip_state_grad: tuple[str, float] | None = None,
     lengths: Tensor | None = None,
     checkpoint_every: int | None = None,
     recurrent_dropout: float = 0.0,
@@ -139,7 +118,7 @@ def rnn(
             first layer), ``weight_hh`` [H, H], and, with ``bias``, ``bias_ih`` [H], ``bias_hh``
             [H]: the order of ``nn.RNN``'s parameters.
         nonlinearity: φ, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` (without a threshold)
-            or ``"identity"``; the last three on the CPU. Default ``"tanh"``.
+            or ``"identity"``. Default ``"tanh"``.
         bias: whether ``weights`` contains biases. Default True.
         num_layers: number of layers. Default 1.
         dropout: probability of zeroing an output of every layer but the last while ``training``.
@@ -155,24 +134,40 @@ def rnn(
         reset_state: what replaces the state, shaped as ``hx``; None is zero.
         bptt_window: no gradient is carried over the multiples of this number of steps; the forward
             pass and ``hx`` are not touched. 0, the default, is for none.
+        clip_state_grad: ``("norm", c)`` or ``("value", c)``, c > 0: on its way back through time
+            the gradient of each state, a_t = g_t + W_hhᵀ q_{t+1}, is clipped before it goes through
+            the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
+            |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
+            ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
+            forward pass are not touched. Norms on the CPU alone; not together with
+            ``checkpoint_every``, ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
-            the device of input (a GPU's are copied to the host). What is past a row's end is not
-            read and its output is zero; h_n holds each row's own last state. Not under ``vmap``
-            and ``torch.compile``. Default None: every row has T steps.
+            the device of input. What is past a row's end is not read, its output and its gradient
+            are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
+            walked packed and nothing past the end is computed. On an accelerator, under
+            ``torch.compile``, ``torch.export`` and the transforms of ``torch.func``, and with
+            ``checkpoint_every``, the padded batch is walked and masked. There the numbers are never
+            copied to the host: one out of range is a RuntimeError (a GPU's, when it comes to it);
+            random masks are another draw than the packed walk's; and ``reset`` with
+            ``bidirectional`` takes neither ``hx`` nor ``reset_state``, as the end of a row and its
+            resets would need two states for one. Default None: every row has T steps.
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
-            the plain call. Dropout masks are another draw than the plain call's. No effect under
-            ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+            the plain call; with ``lengths``, zoneout, recurrent dropout or a ``reset_state`` that
+            has a gradient, and elsewhere, they are the same sums in another order. Random masks are
+            drawn from a seed, and are others than the plain call's. Each layer's output is made
+            where it is returned, and with ``lengths``. In one direction (the second reads each
+            layer's output from its end), and not for a PackedSequence (use ``lengths``). No effect
+            under ``torch.compile`` and ``torch.func``. Default None: every state is kept.
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
-            and Ghahramani, 2016). What a reset begins with is multiplied by the same m. On the
-            CPU. Default 0.
+            and Ghahramani, 2016). What a reset begins with is multiplied by the same m.
+            Default 0.
         zoneout: p, the probability that a unit keeps its state in a step, h_t = m_t ⊙ h_{t-1} +
             (1 - m_t) ⊙ φ(z_t) (Krueger et al., 2016); m_t is drawn for each step, row and unit,
-            and without ``training`` it is p. Not together with ``recurrent_dropout``, and neither
-            with ``checkpoint_every``. On the CPU. Default 0.
+            and without ``training`` it is p. Not together with ``recurrent_dropout``. Default 0.
         generator: draws what these two need, layer after layer; on the device of input. Default
             None: torch's own, the only one that ``torch.utils.checkpoint`` puts back before it
             computes a pass again; with another there, an error.
@@ -187,8 +182,6 @@ def rnn(
         ValueError, RuntimeError: an argument does not fit, in ``nn.RNN``'s words where it has some.
     """
     if lengths is not None:
-        if checkpoint_every is not None:
-            raise ValueError("checkpoint_every: expected no lengths, got some")
         return _of_lengths(
             input,
             hx,
@@ -205,6 +198,8 @@ def rnn(
             training=training,
             bidirectional=bidirectional,
             bptt_window=bptt_window,
+            checkpoint_every=checkpoint_every,
+            clip_state_grad=clip_state_grad,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             generator=generator,
@@ -214,11 +209,11 @@ def rnn(
     if recurrent_dropout or zoneout:
         noise = StateNoise(recurrent_dropout, zoneout, training, generator)
         noise.check()
-        if checkpoint_every is not None:
-            raise ValueError(
-                "checkpoint_every: expected no recurrent_dropout and no zoneout, got one"
-            )
         noise = None if noise.none() else noise
+    clip = None
+    if clip_state_grad is not None:
+        data = input.data if isinstance(input, PackedSequence) else input
+        clip = _check_clip(clip_state_grad, data.device, checkpoint_every, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -227,17 +222,20 @@ def rnn(
         _check_reset(reset, input, reset_state)
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
     if checkpoint_every is not None:
-        packed = isinstance(input, PackedSequence)
-        _check_checkpoint(checkpoint_every, packed, bidirectional, return_all_layers)
-        if reset_state is not None or bptt_window:
-            raise ValueError("checkpoint_every: expected no reset_state and no bptt_window")
+        _check_checkpoint(checkpoint_every, isinstance(input, PackedSequence), bidirectional)
     if state_batch_first and hx is not None and hx.dim() == 3:
         hx = hx.transpose(0, 1)
     if state_batch_first and reset_state is not None and reset_state.dim() == 3:
         reset_state = reset_state.transpose(0, 1)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._functorch.is_batchedtensor(batch_sizes):
+            raise ValueError(
+                "batch_sizes: expected lengths that are the same for all under vmap, got some of "
+                "each (padded input, or one packed batch without vmap, may have them)"
+            )
+        if hx is not None and compiling:
             rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
         else:
             rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
@@ -290,13 +288,24 @@ def rnn(
         return data.transpose(0, 1) if batch_first else data
 
     per_direction = 4 if bias else 2
-    outputs, last_states = [], []
+    outputs: list[Tensor] = []
+    last_states = []
     if checkpoint_every is not None and _checkpoint.useful():
         rate = dropout if training and num_layers > 1 else 0.0
-        data, last = _checkpoint.layers(
-            data.contiguous(), hx, phi, checkpoint_every, rate, reset, weights
+        outputs, last = _checkpoint.layers(
+            data.contiguous(),
+            hx,
+            phi,
+            checkpoint_every,
+            rate,
+            reset,
+            reset_state,
+            bptt_window,
+            noise,
+            return_all_layers,
+            weights,
         )
-        outputs, last_states, num_layers = [data], [last], 0
+        data, last_states, num_layers = outputs[-1], [last], 0
     for depth in range(num_layers):
         begin, end = depth * directions, (depth + 1) * directions
         of_layer = (
@@ -310,7 +319,10 @@ def rnn(
             reset_state if reset_state is None else reset_state[begin:end],
             bptt_window,
         )
-        data, last = layer(*of_layer) if noise is None else _noise.layer(*of_layer, noise)
+        if noise is None:
+            data, last = layer(*of_layer, clip)
+        else:
+            data, last = _noise.layer(*of_layer, noise)
         outputs.append(data)
         last_states.append(last)
         if dropout > 0 and training and depth < num_layers - 1:
@@ -337,7 +349,7 @@ def _of_lengths(
     state_batch_first: bool,
     **options: Any,
 ) -> tuple[Any, Tensor]:
-    """:func:`rnn` of padded rows of different lengths, walked as a packed sequence."""
+    """:func:`rnn` of padded rows of different lengths."""
     if isinstance(input, PackedSequence) or input.dim() != 3:
         got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
         raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
@@ -348,18 +360,43 @@ def _of_lengths(
         hx = hx if hx is None else hx.transpose(0, 1)
         reset_state = reset_state if reset_state is None else reset_state.transpose(0, 1)
     T, B = input.shape[:2]
-    check_lengths(lengths, T, B, input.device)
+    check_lengths(lengths, B, input.device)
     states = options["num_layers"] * (2 if options["bidirectional"] else 1)
-    if hx is None:
-        hx = input.new_zeros(states, B, weights[1].size(0))
+    shape = (states, B, weights[1].size(0))
     for name, state in (("hx", hx), ("reset_state", reset_state)):
-        if state is not None and state.shape != (states, B, weights[1].size(0)):
-            raise RuntimeError(
-                f"{name}: expected shape {[states, B, weights[1].size(0)]}, got {list(state.shape)}"
-            )
+        if state is not None and state.shape != shape:
+            raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(state.shape)}")
+    if hx is not None and hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"hx: expected dtype {input.dtype} (that of input), got {hx.dtype}")
     if reset is not None:
         _check_reset(reset, input, reset_state)
-    ragged = Ragged(lengths, T)
+    packed = readable(lengths)
+    if packed:
+        check_range(lengths, T)
+        packed = options["checkpoint_every"] is None or T == 0
+    walk = _walk_packed if packed or T == 0 else _walk_masked
+    outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
+    if batch_first:
+        outputs = [output.transpose(0, 1) for output in outputs]
+    return (
+        tuple(outputs) if options["return_all_layers"] else outputs[-1],
+        h_n.transpose(0, 1) if state_batch_first else h_n,
+    )
+
+
+def _walk_packed(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs that are asked for, and the last states, of a packed sequence of the rows."""
+    hx = input.new_zeros(shape) if hx is None else hx
+    ragged = Ragged(lengths, input.size(0))
     output, last = rnn(
         PackedSequence(ragged.pack(input), ragged.batch_sizes),
         hx.index_select(1, ragged.order),
@@ -368,16 +405,49 @@ def _of_lengths(
         reset_state=reset_state if reset_state is None else reset_state[:, ragged.order],
         **options,
     )
+    packed = output if options["return_all_layers"] else [output]
+    outputs = [ragged.pad(of_layer.data) for of_layer in packed]
+    return outputs, hx.to(last.dtype).index_copy(1, ragged.order, last)
 
-    def padded(packed: PackedSequence) -> Tensor:
-        whole = ragged.pad(packed.data)
-        return whole.transpose(0, 1) if batch_first else whole
 
-    h_n = hx.to(last.dtype).index_copy(1, ragged.order, last)
-    return (
-        tuple(map(padded, output)) if options["return_all_layers"] else padded(output),
-        h_n.transpose(0, 1) if state_batch_first else h_n,
+def _walk_masked(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """As :func:`_walk_packed`, of the padded batch."""
+    bidirectional = options["bidirectional"]
+    if reset is not None and bidirectional and not (hx is None and reset_state is None):
+        raise ValueError(
+            "reset: expected no hx and no reset_state with lengths and bidirectional=True, where "
+            "lengths are not read on the host, got one (a row would be cut with two states)"
+        )
+    rows = Masked(lengths, input.size(0))
+    start = None if hx is None else hx.masked_fill(rows.empty, 0)
+    if start is not None and bidirectional:
+        reset_state = start
+    # A state without bounds could reach infinity in the steps past the end, and 0 x inf the
+    # gradients; without cuts the walk is quicker in some transforms.
+    if bidirectional or reset is not None or options["nonlinearity"] not in ("tanh", "sigmoid"):
+        reset = rows.past if reset is None else reset | rows.past
+    outputs, _ = rnn(
+        rows.zeroed(input),
+        start,
+        weights,
+        reset=reset,
+        reset_state=reset_state,
+        **{**options, "return_all_layers": True},
     )
+    hx = input.new_zeros(shape) if hx is None else hx
+    of_layers = hx.chunk(options["num_layers"])
+    ends = [rows.last(h, h0) for h, h0 in zip(outputs, of_layers, strict=True)]
+    wanted = outputs if options["return_all_layers"] else outputs[-1:]
+    return [rows.zeroed(h) for h in wanted], torch.cat(ends)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -432,7 +502,34 @@ def _check_options(
     return _NONLINEARITIES[nonlinearity]
 
 
-def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers: bool) -> None:
+def _check_clip(
+    given: tuple[str, float],
+    device: torch.device,
+    checkpoint_every: int | None,
+    noise: StateNoise | None,
+) -> _ops.Clip:
+    """The operators' code and limit."""
+    kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
+    numeric = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not (isinstance(kind, str) and kind in _CLIPS and numeric):
+        raise ValueError(
+            f"clip_state_grad: expected ('norm', limit), ('value', limit) or None, got {given!r}"
+        )
+    if not 0 < limit < math.inf:
+        raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
+    if checkpoint_every is not None:
+        raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
+    if noise is not None:
+        raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
+    if kind == "norm" and device.type != "cpu":
+        raise ValueError(
+            f"clip_state_grad: expected input on the CPU, got it on {device} (there only ('value', "
+            "limit) is clipped)"
+        )
+    return _CLIPS[kind], float(limit)
+
+
+def _check_checkpoint(every: int, packed: bool, bidirectional: bool) -> None:
     if every < 1:
         raise ValueError(f"checkpoint_every: expected a number of steps >= 1, got {every}")
     if packed:
@@ -441,11 +538,6 @@ def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers:
         raise ValueError(
             "checkpoint_every: expected one direction, got bidirectional=True "
             "(the second direction reads each layer's whole output from its end)"
-        )
-    if all_layers:
-        raise ValueError(
-            "checkpoint_every: expected return_all_layers=False, got True "
-            "(each layer's output would be kept)"
         )
 
 

@@ -22,7 +22,7 @@ SequenceLike = Tensor | PackedSequence
 
 
 class LeakyRNN(nn.Module):
-    """A continuous-time RNN, integrated by Euler's method; on the CPU.
+    """A continuous-time RNN, integrated by Euler's method.
 
     With z_t = W_ih x_t + b + W_hh (state before) and the leak α, ``form`` is one of the three in
     use (the first is neurogym's, the second neuralrnn's, the third nn4n's, PsychRNN's and
@@ -166,8 +166,8 @@ class LeakyRNN(nn.Module):
             noise: added to z_t, shaped as the output, and of several layers one for each; it takes
                 the place of ``noise_std``.
             generator: draws the seed of a layer's noise; the same state of it gives the same noise,
-                whatever the number of threads. Compiled, or under a transform of ``torch.func``, it
-                draws the noise itself: other numbers.
+                whatever the number of threads. Compiled, under a transform of ``torch.func``, or on
+                CUDA, where it is one of that device, it draws the noise itself: other numbers.
             return_rates: also return r.
 
         Returns:
@@ -190,7 +190,10 @@ class LeakyRNN(nn.Module):
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         if reset is not None:
             _check_reset(reset, input, None)
-        noises = [noise] if isinstance(noise, Tensor) else noise
+        noises = noise if noise is None or isinstance(noise, Sequence) else [noise]
+        for one in noises or ():
+            if not isinstance(one, Tensor):
+                raise ValueError(f"noise: expected a tensor, or one for each layer, got {one!r}")
         if noises is not None and len(noises) != self.num_layers:
             raise ValueError(f"noise: expected {self.num_layers}, one a layer, got {len(noises)}")
         if torch.is_autocast_enabled(data.device.type):
@@ -229,6 +232,8 @@ class LeakyRNN(nn.Module):
         shape.append(self.hidden_size)
         if state is not None and list(state.shape) != shape:
             raise ValueError(f"state: expected shape {shape}, got {list(state.shape)}")
+        if state is not None and state.dtype != dtype:
+            raise ValueError(f"state: expected {dtype} (that of the weights), got {state.dtype}")
         if state is not None and unbatched:
             state = state.unsqueeze(1)
         if state is not None and order is not None:
@@ -313,7 +318,9 @@ class LeakyRNN(nn.Module):
         operands = (data, weight_ih, weight, bias, keep, gain, initial, noise, scale)
         cuts = (reset, None if reset is None else fresh, window)
         phi = _NONLINEARITIES[self.nonlinearity]
-        return leaky_layer(*operands, batch_sizes, D - 1, phi, *cuts, seed)
+        return leaky_layer(
+            *operands, batch_sizes, D - 1, phi, *cuts, seed, plain=self.form == "inside"
+        )
 
     def _of(self, layer: int, name: str) -> Any:
         """A layer's tensors of one name, those of both directions as more rows; None: it has none.

@@ -35,7 +35,7 @@ class RNN(nn.RNNBase):
         input_size: I, number of input features.
         hidden_size: H, number of hidden units.
         num_layers: number of layers. Default 1.
-        nonlinearity: φ, ``"tanh"`` or ``"relu"``; on the CPU, and not in ``nn.RNN``, also
+        nonlinearity: φ, ``"tanh"`` or ``"relu"``; and, not in ``nn.RNN``, also
             ``"sigmoid"``, ``"softplus"`` or ``"identity"``. Default ``"tanh"``.
         bias: whether there are biases. Default True.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]. Default False.
@@ -89,6 +89,7 @@ class RNN(nn.RNNBase):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
         bptt_window: int = 0,
+        clip_state_grad: tuple[str, float] | None = None,
         lengths: Tensor | None = None,
         checkpoint_every: int | None = None,
         generator: torch.Generator | None = None,
@@ -103,6 +104,8 @@ class RNN(nn.RNNBase):
                 bidirectional else 1. Default: zero.
             reset, reset_state, bptt_window: where sequences begin anew inside a row, with which
                 state, and how far gradients go back; as in :func:`fused_bptt.rnn`.
+            clip_state_grad: ``("norm", c)`` or ``("value", c)``: at every step the gradient of the
+                state is clipped on its way back; as in :func:`fused_bptt.rnn`. Default None.
             lengths: integers [B], the steps of each row of a padded batch. Default None: T.
             checkpoint_every: k; only every k-th state is kept for the backward pass, which computes
                 the others again. Default None: every state is kept.
@@ -113,10 +116,13 @@ class RNN(nn.RNNBase):
         Returns:
             ``(output, h_n)``: output [T, B, D * H], shaped as ``input``; h_n as ``hx``.
         """
-        if self._observers and (self.recurrent_dropout or self.zoneout):
+        if self._observers and (
+            self.recurrent_dropout or self.zoneout or clip_state_grad is not None
+        ):
             raise RuntimeError(
-                "recurrent_dropout, zoneout: expected none while a GradientMonitor reads this "
-                "module, which does not know their masks; close the monitor before"
+                "recurrent_dropout, zoneout, clip_state_grad: expected none while a "
+                "GradientMonitor reads this module, got one (it does not know their masks, or what "
+                "was cut off); close the monitor before"
             )
         output, h_n = rnn(
             input,
@@ -132,6 +138,7 @@ class RNN(nn.RNNBase):
             reset=reset,
             reset_state=reset_state,
             bptt_window=bptt_window,
+            clip_state_grad=clip_state_grad,
             lengths=lengths,
             checkpoint_every=checkpoint_every,
             recurrent_dropout=self.recurrent_dropout,

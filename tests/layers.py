@@ -148,8 +148,8 @@ def composed(p: Layer, phi: int) -> Named:
 
 
 def composed_backward(p: Layer, h: Tensor, phi: int) -> Named:
-    with torch.enable_grad():
-        bars = _autograd.layer_backward(*backward_arguments(p, h, phi), True, True, True, True)
+    needed = (True, True, True, True)
+    bars = _autograd._composed_layer_backward(*backward_arguments(p, h, phi), *needed)
     return dict(zip(BARS, bars[: len(BARS)], strict=True))
 
 

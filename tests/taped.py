@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_bptt import _ops
+from fused_bptt.functional import _NONLINEARITIES
 
 
 def taped_rnn(
@@ -24,11 +25,12 @@ def taped_rnn(
     bptt_window: int = 0,
     held: Sequence[Tensor] | None = None,
     dropped: Sequence[Tensor] | None = None,
+    hook: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `fused_bptt.rnn` computes; data [T, B, I], or packed rows [N, I] with `batch_sizes`.
 
     `held`: zoneout's m of each layer, [T, B, D, H] or [N, D, H]; `dropped`: what each layer's state
-    is multiplied by on its way through W_hh, [D, B, H].
+    is multiplied by on its way through W_hh, [D, B, H]; `hook` gets the gradient of each state.
     """
 
     def per_step(rows: Tensor) -> list[Tensor]:
@@ -51,7 +53,7 @@ def taped_rnn(
             carried = torch.where(resets[boundary][:, None], other[:rows], carried)
         return torch.cat([carried, others])
 
-    phi = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+    phi = ACTIVATIONS[_NONLINEARITIES[nonlinearity]]
     directions = 2 if bidirectional else 1
     steps = per_step(data)
     last_states = []
@@ -70,6 +72,8 @@ def taped_rnn(
                 if held is not None:
                     m = per_step(held[layer])[t][:, direction]
                     after = m * h[:rows] + (1 - m) * after
+                if hook is not None:
+                    after.register_hook(hook)
                 h = torch.cat([after, h[rows:]])
                 found.append(h[:rows])
             last_states.append(h)

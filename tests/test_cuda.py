@@ -17,13 +17,16 @@ import torch
 from cases import LENGTHS, OPTIONS, PACKED, SIZES, UNBATCHED, WIDE, Case, ids
 from helpers import FLOAT_TYPES, everything, run_case, truth
 from primitives import Operators, Problem, problems
+from taped import taped_leaky
+from test_leaky import PHIS, PROBLEMS, Leaky, named, random, weighted
 from tolerance import Named, assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fused_bptt
-from fused_bptt import _ops
+from fused_bptt import _leaky, _ops
 from fused_bptt import _reference as reference
+from fused_bptt._noise import StateNoise
 
 GIVEN, TANH, RELU = _ops.GIVEN, _ops.TANH, _ops.RELU
 SIGMOID, SOFTPLUS, IDENTITY = _ops.SIGMOID, _ops.SOFTPLUS, _ops.IDENTITY
@@ -627,7 +630,298 @@ def test_an_unknown_plan(monkeypatch: Any) -> None:
         walks(on_gpu(Problem(T=1, B=1, G=1, H=1)))
 
 
-def test_what_is_not_built_yet_is_refused_in_words() -> None:
+# --------------------------------------------------------------------------------------- a clip
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("size", OF_EVERY_PLAN, ids=str)
+def test_clipped_adjoint(size: Any, dtype: torch.dtype) -> None:
+    """Numbers held within a limit, with and without cuts, as on the CPU."""
+    p, clip = Problem(*size, dtype), (_ops.CLIP_VALUE, 0.6)
+
+    def walk(p: Problem, cuts: dict[str, Any]) -> Named:
+        mask, _, window = cuts_of(p, **cuts)
+        kind = (p.batch_sizes, p.reverse_groups, TANH, True, mask, None, window, clip)
+        q, last = _ops.linear_recurrence(p.factor, p.v, p.weight, p.s0, *kind)
+        return {"q": q, "last": last}
+
+    for cuts in ({}, {"reset": True, "each_group": True, "window": 2}):
+        found, exact = to_cpu(walk(on_gpu(p), cuts)), walk(p.to(torch.float64), cuts)
+        if dtype == torch.float64:
+            assert_close(found, exact)
+        else:
+            assert_no_worse(found, walk(p, cuts), exact)
+
+
+def test_clip_of_the_module() -> None:
+    torch.manual_seed(0)
+    module = fused_bptt.RNN(5, 33, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(9, 4, 5, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        module.to(device)
+        output, h_n = module(x.to(device), clip_state_grad=("value", 0.3))
+        loss = output.square().sum() + h_n.sum()
+        results.append(to_cpu(numbered(torch.autograd.grad(loss, list(module.parameters())))))
+    assert_close(results[1], results[0])
+
+
+def test_a_clip_of_norms_is_refused_in_words() -> None:
     x = torch.randn(3, 2, 4, device="cuda")
-    with pytest.raises(RuntimeError, match="expected on the CPU: a leak is not built on CUDA"):
+    with pytest.raises(ValueError, match="clip_state_grad: expected input on the CPU, got it on c"):
+        fused_bptt.RNN(4, 5, device="cuda")(x, clip_state_grad=("norm", 1.0))
+    p = on_gpu(Problem(T=2, B=1, G=1, H=3))
+    with pytest.raises(RuntimeError, match=r"clip: expected 0 .* on CUDA, got 2"):
+        _ops.linear_recurrence(
+            p.factor, p.v, p.weight, p.s0, None, 0, TANH, True, clip=(_ops.CLIP_NORM, 1.0)
+        )
+
+
+# --------------------------------------------------------------------------------------- a leak
+
+LEAKY_PROBLEMS = (
+    *PROBLEMS,
+    Problem(T=7, B=5, G=1, H=200),
+    Problem(T=4, B=19, G=3, H=133, reverse_groups=1),
+    Problem(6, 6, 2, 150, 1, (6, 5, 5, 2, 1, 1)),
+)
+each_form = pytest.mark.parametrize("voltage", [False, True], ids=["rate", "voltage"])
+each_cut = pytest.mark.parametrize("cut", ["", "reset", "window"])
+
+
+def leaky_on(case: Leaky, solve: Any, device: str, dtype: torch.dtype, orders: int) -> Named:
+    """Both results, and gradients of a loss of them up to an order."""
+    here = copy.copy(case)
+    here.mask = None if case.mask is None else case.mask.to(device)
+    leaves = [x.to(device, dtype).requires_grad_() for x in case.values()]
+    results = here.function(solve)(*leaves)
+    found, value = list(results), weighted(lambda: results)()
+    for order in range(orders):
+        bars = torch.autograd.grad(value, leaves, create_graph=order + 1 < orders)
+        found += bars
+        directions = [random(*bar.shape, seed=9 + i).to(bar) for i, bar in enumerate(bars)]
+        value = sum((bar * d).sum() for bar, d in zip(bars, directions, strict=True))
+    return to_cpu(named(found))
+
+
+@each_cut
+@each_form
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+@pytest.mark.parametrize("problem", LEAKY_PROBLEMS, ids=str)
+def test_leaky_derivatives(problem: Problem, phi: int, voltage: bool, cut: str) -> None:
+    """To the third order, against the loop that the CPU is compared with."""
+    case = Leaky(problem, phi, voltage, cut)
+    exact = leaky_on(case, taped_leaky, "cpu", torch.float64, 3)
+    assert_close(leaky_on(case, _leaky.leaky_recurrence, "cuda", torch.float64, 3), exact)
+
+
+@each_cut
+@each_form
+@pytest.mark.parametrize("dtype", FLOAT_TYPES[1:], ids=str)
+@pytest.mark.parametrize("problem", LEAKY_PROBLEMS, ids=str)
+def test_leaky_precision(problem: Problem, dtype: torch.dtype, voltage: bool, cut: str) -> None:
+    """No further from float64 than the loop in the same type on the same device."""
+    case = Leaky(problem, TANH, voltage, cut)
+    case.leaves = {name: x.to(dtype).double() for name, x in case.leaves.items()}
+    exact = leaky_on(case, taped_leaky, "cpu", torch.float64, 1)
+    ours = leaky_on(case, _leaky.leaky_recurrence, "cuda", dtype, 1)
+    assert_no_worse(ours, leaky_on(case, taped_leaky, "cuda", dtype, 1), exact)
+
+
+@each_cut
+@each_form
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[2]], ids=str)
+def test_leaky_forward_mode(problem: Problem, voltage: bool, cut: str) -> None:
+    case = Leaky(problem, TANH, voltage, cut)
+
+    def twice(solve: Any, device: str) -> Named:
+        here = copy.copy(case)
+        here.mask = None if case.mask is None else case.mask.to(device)
+        values = tuple(x.to(device) for x in case.values())
+        tangents, others = (
+            tuple(random(*x.shape, seed=seed + i).to(x) for i, x in enumerate(values))
+            for seed in (9, 19)
+        )
+        jvp, f = torch.func.jvp, here.function(solve)
+        return to_cpu(named(jvp(lambda *x: jvp(f, x, tangents), values, others)))
+
+    assert_close(twice(_leaky.leaky_recurrence, "cuda"), twice(taped_leaky, "cpu"))
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])
+@pytest.mark.parametrize("inner", [False, True], ids=["outer", "inner"])
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("problem", LEAKY_PROBLEMS, ids=str)
+def test_leaky_linear_walks(
+    problem: Problem, dtype: torch.dtype, inner: bool, adjoint: bool, window: int
+) -> None:
+    """As on the CPU, whose walks are those of the same table."""
+    p = problem
+    mask = torch.rand(p.v.shape[:-1], generator=torch.Generator().manual_seed(0)) < 0.3
+    values = [random(*p.v.shape, seed=i, scale=0.7) for i in range(3)]
+    values = [x.to(dtype) for x in (*values, p.weight)]
+
+    def walk(device: str, of: torch.dtype) -> Named:
+        w, keep, factor, weight = (x.to(device, of) for x in values)
+        kind = (p.batch_sizes, p.reverse_groups, inner, adjoint, mask.to(device), window)
+        return {"m": _ops.leaky_linear(w, keep, factor, weight, *kind).cpu()}
+
+    found, exact = walk("cuda", dtype), walk("cpu", torch.float64)
+    if dtype == torch.float64:
+        assert_close(found, exact)
+    else:
+        assert_no_worse(found, walk("cpu", dtype), exact)
+
+
+@pytest.mark.parametrize("products", [_ops.TF32, _ops.TF32X3], ids=["tf32", "tf32x3"])
+@each_form
+def test_leaky_float32_by_tensor_cores(products: int, voltage: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_ops, "float32_products", lambda tensor: products)
+    case = Leaky(Problem(T=12, B=64, G=2, H=200, reverse_groups=1), TANH, voltage)
+    case.leaves = {name: x.float().double() for name, x in case.leaves.items()}
+    exact = leaky_on(case, taped_leaky, "cpu", torch.float64, 1)
+    in_type = torch.float16 if products == _ops.TF32 else torch.float32
+    ours = leaky_on(case, _leaky.leaky_recurrence, "cuda", torch.float32, 1)
+    rival = leaky_on(case, taped_leaky, "cuda", torch.float32, 1)
+    assert_no_worse(ours, rival, exact, computed_in=in_type)
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("form", ["inside", "rate", "voltage"])
+def test_leaky_module(form: str, shape: dict[str, Any]) -> None:
+    """Outputs and gradients, with noise that is given and with cuts, are those of the CPU."""
+    torch.manual_seed(0)
+    options = {"leak": 0.3, "learn_leak": True, "learn_initial": True, "dtype": torch.float64}
+    m = fused_bptt.LeakyRNN(5, 33, form=form, **options, **shape)
+    x, reset = torch.randn(9, 4, 5, dtype=torch.float64), torch.rand(9, 4) < 0.3
+    noises = [torch.randn(9, 4, 33 * (1 + m.bidirectional)).double() for _ in range(m.num_layers)]
+    results = []
+    for device in ("cpu", "cuda"):
+        m.to(device)
+        noise = [one.to(device) for one in noises]
+        values = m(
+            x.to(device), reset=reset.to(device), bptt_window=4, noise=noise, return_rates=True
+        )
+        loss = sum((value.sin() * value).sum() for value in values)
+        gradients = torch.autograd.grad(loss, list(m.parameters()))
+        results.append(to_cpu(numbered([*values, *gradients])))
+    assert_close(results[1], results[0])
+
+
+def test_leaky_noise_is_the_generators() -> None:
+    """Drawn on the device, so that a CUDA graph draws anew at each replay."""
+    m = fused_bptt.LeakyRNN(3, 8, leak=0.2, noise_std=0.3, device="cuda")
+    x = torch.randn(5, 2, 3, device="cuda")
+    first, same, other = (
+        m(x, generator=torch.Generator("cuda").manual_seed(seed))[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["zoneout", "recurrent_dropout"])
+def test_state_noise(kind: str, training: bool, monkeypatch: Any) -> None:
+    """With the same masks as on the CPU."""
+    drawn = StateNoise.drawn
+
+    def on_the_cpu(noise: StateNoise, probability: float, like: Tensor) -> Tensor:
+        return drawn(noise, probability, like.detach().cpu()).to(like.device)
+
+    monkeypatch.setattr(StateNoise, "drawn", on_the_cpu)
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
+    m = fused_bptt.RNN(5, 33, **options, **{kind: 0.3}).train(training)
+    x = torch.randn(9, 4, 5, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        m.to(device)
+        output, h_n = m(x.to(device), generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(output.square().sum() + h_n.sum(), list(m.parameters()))
+        results.append(to_cpu(numbered([output, h_n, *gradients])))
+    assert_close(results[1], results[0])
+
+
+@each_form
+def test_leaky_training_step_captured_in_a_graph(voltage: bool) -> None:
+    case = Leaky(Problem(T=9, B=5, G=2, H=70, reverse_groups=1), TANH, voltage, "reset")
+    case.mask = case.mask.cuda()
+    leaves = [x.float().cuda().requires_grad_() for x in case.values()]
+    inputs = [x.detach().clone() for x in leaves]
+
+    def step() -> list[Tensor]:
+        x, r = case.function(_leaky.leaky_recurrence)(*leaves)
+        return [x, r, *torch.autograd.grad(x.square().sum() + r.sum(), leaves)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.zero_()
+        graph.replay()
+        for leaf, value in zip(leaves, inputs, strict=True):
+            leaf.copy_(value)
+    graph.replay()
+    assert_exact(numbered(found), numbered(step()))
+
+
+@each_form
+@pytest.mark.parametrize(("T", "B", "H"), [(0, 3, 5), (4, 0, 5), (4, 3, 0)])
+def test_leaky_with_nothing_to_do(T: int, B: int, H: int, voltage: bool) -> None:
+    u, weight, initial = (torch.ones(s).cuda() for s in ((T, B, 2, H), (2, H, H), (2, B, H)))
+    gain = None if voltage else u
+    operands = [x if x is None else x.requires_grad_() for x in (u, u, gain, weight, initial)]
+    x, r = _leaky.leaky_recurrence(*operands, None, 1, TANH)
+    assert x.shape == r.shape == u.shape
+    (x.sum() + r.sum()).backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_leaky_strides_of_zero() -> None:
+    case = Leaky(PROBLEMS[1], TANH, voltage=False)
+    shape = case.operands["u"].shape
+    case.leaves["keep"] = (0.5 + 0.2 * random(17, seed=1)).expand(shape)
+    case.leaves["gain"] = (0.5 + 0.3 * random(17, seed=2)).expand(shape)
+    exact = leaky_on(case, taped_leaky, "cpu", torch.float64, 1)
+    assert_close(leaky_on(case, _leaky.leaky_recurrence, "cuda", torch.float64, 1), exact)
+
+
+@each_form
+def test_leaky_bits_are_the_same_from_run_to_run(voltage: bool) -> None:
+    case = Leaky(Problem(T=50, B=33, G=2, H=500, reverse_groups=1), TANH, voltage)
+    first, *others = (
+        leaky_on(case, _leaky.leaky_recurrence, "cuda", torch.float32, 1) for _ in range(4)
+    )
+    for other in others:
+        assert_exact(other, first)
+
+
+def test_leaky_opcheck() -> None:
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    case = Leaky(PROBLEMS[1], TANH, voltage=False)
+    u, keep, gain, weight, initial = (x.float().cuda() for x in case.values())
+    torch.library.opcheck(
+        torch.ops.fused_bptt.leaky_recurrence.default,
+        (u, keep, gain, weight, initial, *case.walk),
+        test_utils=tests,
+    )
+    torch.library.opcheck(
+        torch.ops.fused_bptt.leaky_linear.default,
+        (u, keep, gain, weight, None, 1, False, True),
+        test_utils=tests,
+    )
+
+
+@pytest.mark.parametrize("plan", ["cta", "cluster", "grid"])
+def test_a_plan_that_has_no_leak_is_refused_in_words(plan: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+    x = torch.randn(3, 2, 4, device="cuda")
+    with pytest.raises(RuntimeError, match="H = 5: expected a plan for its leaky step on this"):
         fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)

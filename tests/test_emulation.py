@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SANITIZER = "-fsanitize=thread"
-EXCHANGES = ("cta", "cluster", "grid", "launches")
+PROGRAMS = ("cta", "cluster", "grid", "launches", "leaky")
 
 
 def build(program: str, folder: Path, *flags: str, sources: Path = ROOT / "csrc") -> Path:
@@ -63,7 +63,7 @@ def assert_clean(result: subprocess.CompletedProcess[str], least_cases: int) -> 
     assert sum(line.startswith("ok ") for line in lines) >= least_cases
 
 
-@pytest.fixture(scope="module", params=EXCHANGES)
+@pytest.fixture(scope="module", params=PROGRAMS)
 def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(request.param, tmp_path_factory.mktemp("emulation"))
 
@@ -76,6 +76,6 @@ def test_clusters_agree_when_pushes_arrive_late(tmp_path: Path) -> None:
     assert_clean(run(build("small_cluster", tmp_path), "late"), least_cases=5)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_threads_do_not_race(exchange: str, tmp_path: Path) -> None:
-    assert_clean(run(build(f"small_{exchange}", tmp_path, SANITIZER)), least_cases=5)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_threads_do_not_race(program: str, tmp_path: Path) -> None:
+    assert_clean(run(build(f"small_{program}", tmp_path, SANITIZER)), least_cases=5)

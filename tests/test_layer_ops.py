@@ -119,6 +119,58 @@ def test_what_is_needed_does_not_depend_on_what_else_is(problem: Layer) -> None:
         assert_exact(found, only(every, found))
 
 
+def of_member(p: Layer, h: Tensor, n: int, member: int) -> tuple[Layer, Tensor]:
+    """One member's rows of what n members have side by side."""
+
+    def rows(value: Tensor, dim: int) -> Tensor:
+        return value.unflatten(dim, (-1, n)).select(dim + 1, member)
+
+    dim = 0 if p.batch_sizes is not None else 1
+    alone = p.but(x=rows(p.x, dim), g=rows(p.g, dim), h0=rows(p.h0, 1), g_last=rows(p.g_last, 1))
+    alone.batch_sizes = None if p.batch_sizes is None else p.batch_sizes // n
+    return alone, rows(h, dim)
+
+
+OF_MEMBERS = (
+    Layer(5, 6, 4, 6),
+    Layer(5, 6, 4, 9, G=2, reverse_groups=1),
+    Layer(700, 6, 5, 40, reverse_groups=1),  # several chunks of one member's rows
+    Layer(90, 12, 33, 31, G=3, reverse_groups=2),
+    Layer(4, 6, 3, 17, G=2, reverse_groups=1, lengths=(4, 4, 4, 2, 2, 2)),
+    Layer(0, 6, 3, 5),
+    Layer(40, 66, 50, 61),
+)
+
+
+@pytest.mark.isa
+@each_type
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize("problem", OF_MEMBERS, ids=str)
+def test_gradients_of_each_member_are_its_own(problem: Layer, n: int, dtype: torch.dtype) -> None:
+    """To the bit, on any number of threads."""
+    if problem.batch_sizes is not None and n in (2, 6):
+        return
+    p = problem.to(dtype)
+    h = forward(p, TANH)["h"]
+    alone = [backward(*of_member(p, h, n, member), TANH) for member in range(n)]
+    expected = {name: torch.stack([bars[name] for bars in alone]) for name in BARS}
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        bars = _ops.layer_backward(*backward_arguments(p, h, TANH), *[True] * 4, members=n)
+        found = dict(zip(BARS, bars, strict=True))
+        for name, dim in (("x_bar", 0 if p.batch_sizes is not None else 1), ("h0_bar", 1)):
+            found[name] = found[name].unflatten(dim, (-1, n)).movedim(dim + 1, 0)
+        assert_exact(found, expected)
+
+
+@pytest.mark.parametrize("members", [-1, 4])
+def test_members_that_do_not_share_the_rows(members: int) -> None:
+    p = SMALL[1]
+    h = forward(p, TANH)["h"]
+    with pytest.raises(RuntimeError, match=f"members: expected .*, got {members}"):
+        _ops.layer_backward(*backward_arguments(p, h, TANH), *[True] * 4, members=members)
+
+
 # ------------------------------------------------------------------------------------ sizes of zero
 
 
@@ -395,57 +447,6 @@ def test_nan_and_infinity_are_where_the_composition_has_them(
 
 
 # ------------------------------------------------------------------------------------- registration
-
-TEST_UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-
-
-@pytest.mark.parametrize("problem", SMALL, ids=str)
-def test_opcheck(problem: Layer) -> None:
-    p = problem
-    h = forward(p, TANH)["h"]
-    for q in (p, p.without_biases()):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer.default, arguments(q, TANH), test_utils=TEST_UTILS
-        )
-    for q, need in ((p, (True,) * 4), (p.but(g=None), (False, True, False, True))):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer_backward.default,
-            (*backward_arguments(q, h, TANH), *need),
-            test_utils=TEST_UTILS,
-        )
-
-
-@pytest.mark.parametrize("problem", SMALL, ids=str)
-def test_opcheck_of_sums_that_are_added_to(problem: Layer) -> None:
-    """Without AOTAutograd, which functionalizes no operator that changes an argument and may return
-    None; no graph that it sees has this one.
-    """
-    p = problem
-    h = forward(p, TANH)["h"]
-    sums = [backward(p, h, TANH)[f"{name}_bar"] for name in ("weight_ih", "weight_hh", "bias")]
-    reset = torch.zeros(p.x.shape[:-1], dtype=torch.bool)
-    reset[-1:] = True
-    for need_x, bars, mask in ((True, sums, None), (False, [None, sums[1], None], reset)):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer_backward_.default,
-            (*backward_arguments(p, h, TANH), need_x, *bars, mask),
-            test_utils=TEST_UTILS[:2],
-        )
-
-
-def test_opcheck_of_transposed_operands() -> None:
-    """The fake kernels promise the strides that the real ones give."""
-    p = Layer(4, 3, 6, 5, G=2, reverse_groups=1)
-    p = p.mapped(reversed_order)
-    h = reversed_order(forward(p, TANH)["h"])
-    torch.library.opcheck(
-        torch.ops.fused_bptt.layer.default, arguments(p, TANH), test_utils=TEST_UTILS
-    )
-    torch.library.opcheck(
-        torch.ops.fused_bptt.layer_backward.default,
-        (*backward_arguments(p, h, TANH), True, True, True, True),
-        test_utils=TEST_UTILS,
-    )
 
 
 def kinds(p: Layer, h: Tensor, need: tuple[bool, ...]) -> list[Any]:

@@ -213,6 +213,45 @@ def test_noise_is_of_its_size(form: str, scaled: bool, shape: dict[str, Any]) ->
     assert_close(gradients(values, leaves), gradients(expected, leaves))
 
 
+@pytest.mark.parametrize("shape", [{}, {"bidirectional": True, "num_layers": 2}], ids=str)
+@each_form
+def test_without_the_operator_of_a_layer(
+    form: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA; with the leak inside, the plain recurrence is all that is called."""
+    m = module(form, leak=0.2, noise_std=0.3, **shape)
+    x = double(T, B, I).requires_grad_()
+    leaves = [x, *m.parameters()]
+    options: dict[str, Any] = {"reset": MASK, "bptt_window": 4, "return_rates": True}
+
+    def run() -> Named:
+        values = m(x, generator=torch.Generator().manual_seed(1), **options)
+        return gradients(list(values), leaves)
+
+    expected = run()
+    monkeypatch.setattr(_ops, "has_layer", lambda x: False)
+    if form == "inside":
+        monkeypatch.setattr(_ops, "leaky_recurrence", None)
+        monkeypatch.setattr(_ops, "leaky_linear", None)
+    assert_close(run(), expected)
+
+
+@each_form
+def test_compiled_without_the_operator_of_a_layer(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ops, "has_layer", lambda x: False)
+    torch._dynamo.reset()
+    m = module(form, leak=0.2)
+    x = double(T, B, I).requires_grad_()
+    leaves = [x, *m.parameters()]
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    found, expected = (
+        gradients(list(call(x, return_rates=True)), leaves) for call in (compiled, m)
+    )
+    assert_close(found, expected)
+
+
 def test_gradients_of_gradients_see_the_same_noise() -> None:
     m = module("voltage", leak=0.2, noise_std=0.5)
     x = double(T, B, I).requires_grad_()
@@ -389,9 +428,15 @@ def test_wrong_arguments_are_named(name: str, options: dict[str, Any]) -> None:
         ("input", {"input": torch.zeros(T, B, I).double()}),
         ("bptt_window", {"bptt_window": -1}),
         ("state", {"state": torch.zeros(B, H)}),
+        ("state", {"state": torch.zeros(1, B, H).double()}),
+        ("state", {"state": torch.zeros(1, B, H).bfloat16()}),
         ("reset", {"reset": torch.zeros(T, B)}),
         ("reset", {"reset": torch.zeros(B, T).bool()}),
         ("noise", {"noise": torch.zeros(T, B, 9)}),
+        ("noise", {"noise": torch.zeros(T, B, H).double()}),
+        ("noise", {"noise": 3}),
+        ("noise", {"noise": [0.1]}),
+        ("noise", {"noise": "a"}),
         ("noise", {"noise": [torch.zeros(T, B, H)] * 2}),
     ],
 )

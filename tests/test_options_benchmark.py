@@ -16,7 +16,7 @@ def test_a_small_run(tmp_path, capsys):
     found = json.loads(out.read_text())
     assert found["machine"]["cores"] > 0
     by_loop = {cell["loop"]: cell for cell in found["cells"] if "loop" in cell}
-    assert by_loop.keys() == {"plain", "reset", "leaky", "voltage"}
+    assert by_loop.keys() == {"plain", "reset", "leaky", "voltage", "clip"}
     assert by_loop["reset"]["times_faster_than_the_loop"] > 1
     assert "reset" in by_loop["reset"]["seconds"]
     assert len(capsys.readouterr().out.splitlines()) == len(options.CELLS) + len(options.OTHERS)
@@ -26,6 +26,13 @@ def test_the_voltage_is_the_loops(monkeypatch):
     monkeypatch.setattr(loops, "SIGMA", 0.0)
     inputs = loops.Inputs.draw(7, 2, 3, 5, 0.0)
     torch.testing.assert_close(options.OPTIONS["voltage"](inputs)[0](), loops.voltage(inputs))
+
+
+def test_the_clip_is_the_loops():
+    inputs = loops.Inputs.draw(7, 2, 3, 5, 0.0)
+    calls = [options.OPTIONS["clip"](inputs)[0], lambda: loops.clipped(inputs)]
+    bars = [torch.autograd.grad(9 * call().sin().sum(), inputs.leaves) for call in calls]
+    torch.testing.assert_close(*bars)
 
 
 @pytest.mark.parametrize("library", libraries.LIBRARIES)

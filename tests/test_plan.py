@@ -25,6 +25,7 @@ from benchmarks.gpu import predict  # noqa: E402
 
 DEVICES = _ops.named_limits()
 MATHS = {"fp64": 8, "fp32": 4, "tf32x3": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+STEPS = ("plain", "leaky", "clipped")
 TENSOR_CORES = {"tf32x3", "tf32", "bf16", "fp16"}
 # From the architecture papers: SMs, KiB of shared memory of a CTA, clusters or not.
 KNOWN = {
@@ -38,10 +39,10 @@ KNOWN = {
 Row = dict[str, Any]
 
 
-def explain(B: int, G: int, H: int, products: str, device: str) -> list[Row]:
+def explain(B: int, G: int, H: int, products: str, device: str, step: str = "plain") -> list[Row]:
     """The limits first, then the chosen plan if there is one, then all that were weighed."""
     rows = []
-    for line in _ops.explain_plan(B, G, H, products, device).splitlines():
+    for line in _ops.explain_plan(B, G, H, products, device, step).splitlines():
         head, _, why = line.partition(" why=")
         verdict, *words = head.split()
         row: Row = {"verdict": verdict, "why": why}
@@ -192,10 +193,14 @@ def test_the_table_of_the_document_is_this_models() -> None:
     H=st.one_of(st.integers(0, 700), st.integers(0, 20_000)),
     products=st.sampled_from(sorted(MATHS)),
     device=st.sampled_from(DEVICES),
+    step=st.sampled_from(STEPS),
 )
-def test_every_shape_has_a_plan(B: int, G: int, H: int, products: str, device: str) -> None:
-    limits, *_ = explain(B, G, H, products, device)
-    assert_fits(chosen(B, G, H, products, device), B, G, H, limits)
+def test_every_shape_has_a_plan(
+    B: int, G: int, H: int, products: str, device: str, step: str
+) -> None:
+    limits, best, *_ = explain(B, G, H, products, device, step)
+    assert best["verdict"] == "chosen"
+    assert_fits(best, B, G, H, limits)
 
 
 def test_more_units_than_the_device_covers() -> None:
@@ -240,6 +245,35 @@ def test_reasons() -> None:
     }
     assert "of the 32 fragments along k" in why["cta", "registers"]
     assert why["cta", "shared"].startswith("shared memory of a CTA is 227 KiB, ")
+
+
+@pytest.mark.parametrize("step", ["leaky", "clipped"])
+@pytest.mark.parametrize("products", MATHS)
+def test_steps_that_are_not_plain(products: str, step: str) -> None:
+    """A launch for each, which has room for what units with a leak keep; the rest is refused."""
+    for B, H in SHAPES:
+        for G in (1, 2):
+            limits, best, *weighed = explain(B, G, H, products, "h200", step)
+            assert_fits(best, B, G, H, limits)
+            plain = {
+                row["exchange"]: row
+                for row in explain(B, G, H, products, "h200")[2:]
+                if row["verdict"] == "priced"
+            }
+            for row in weighed:
+                if row["exchange"] == "launches":
+                    assert row["verdict"] == "priced"
+                    assert_fits(row, B, G, H, limits)
+                    more = row["step_us"] > plain["launches"]["step_us"]
+                    assert more == (step == "leaky")
+                else:
+                    assert row["why"] == f"of a {step} step only a launch for each is compiled"
+            rows = best["teams"] * best["batch_tile"]
+            kept = rows * best["ctas"] * best["units"] * (8 if products == "fp64" else 4)
+            kept = kept if step == "leaky" else 0
+            carry = 2 * rows * H * MATHS[products]
+            weights = G * H * H * MATHS[products]
+            assert best["workspace_bytes"] >= kept + carry + weights
 
 
 @pytest.mark.parametrize(
@@ -336,3 +370,4 @@ def test_kernels_run_as_planned(tmp_path: Path) -> None:
             residence,
         )
     assert "in parts" in done.stdout
+    assert re.search(r"ok \w+ launches of \d+, .*, with a leak", done.stdout)

@@ -27,7 +27,7 @@ def test_code_prints_what_the_page_says() -> None:
             with contextlib.redirect_stdout(out):
                 exec(compile("\n" * line + block[2], str(PAGE), "exec"), names)
     assert out.getvalue() == expected
-    assert len(blocks) == 11
+    assert len(blocks) == 12
 
 
 def test_figures_are_the_results() -> None:

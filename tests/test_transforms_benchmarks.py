@@ -38,12 +38,9 @@ def test_page_says_what_was_found():
     found = json.loads((per_sample.RESULTS / "per-sample-amd-epyc-2-cores.json").read_text())
     ratios = [cell["over_sum"] for cell in found["cells"]]
     assert len(ratios) == len(per_sample.CELLS)
-    assert f"takes {min(ratios):.1f} to {max(ratios):.1f} times as long" in text
-    kept = per_sample.RESULTS / "per-sample-kept-memory-amd-epyc-2-cores.json"
-    found = json.loads(kept.read_text())
-    assert set(found["environment"]) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
-    of_most = found["cells"][ratios.index(max(ratios))]["over_sum"]
-    assert f"{max(ratios):.1f} became {of_most:.1f}." in text
+    assert f"takes {min(ratios):.1f} to {max(ratios):.1f} times as long" in text.replace("\n", " ")
+    assert max(ratios) <= 2
+    assert not found["environment"], "what users get who set nothing"
     found = json.loads((compile_time.RESULTS / "compile-time-amd-epyc-2-cores.json").read_text())
     assert f"benchmarks.compile_time`: {found['over_short']:.2f} times" in text
     assert abs(found["over_short"] - 1) <= 0.1

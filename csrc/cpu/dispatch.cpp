@@ -153,13 +153,15 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
   if (!layer.backward) {
     ask_for_large_pages(p.out.data, layer.rows * p.G * p.H * bytes);
     if (p.rate.data) ask_for_large_pages(p.rate.data, layer.rows * p.G * p.H * bytes);
-  } else if (layer.weight_hh_bar) {
-    ask_for_large_pages(layer.weight_hh_bar, p.G * p.H * p.H * bytes);
+  } else {
+    const int64_t units = sums_of(layer) * p.G * p.H;
+    if (layer.weight_hh_bar) ask_for_large_pages(layer.weight_hh_bar, units * p.H * bytes);
+    if (layer.weight_ih_bar) ask_for_large_pages(layer.weight_ih_bar, units * layer.I * bytes);
   }
   const Machine& machine = machine_of(kernels, p.type);
   const int64_t lanes = machine.lanes, columns = round_up(p.H, lanes);
   const int64_t q_row = odd_lines(columns, bytes);
-  const int64_t steps = chunk_steps(p);
+  const int64_t steps = chunk_steps(layer);
   if (layer.backward) {
     p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
   }

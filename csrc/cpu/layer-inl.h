@@ -7,6 +7,17 @@ struct Rows {
   int64_t begin, end;
 };
 
+// The rows of one member among `stride` side by side; all rows, if stride is 1.
+struct RowsOf {
+  int64_t begin, end, stride;
+  int64_t count() const { return (end - begin + stride - 1) / stride; }
+};
+
+// One of `of` parts of some work.
+struct Part {
+  int64_t index, of;
+};
+
 // The rows of the steps [i, i + count) of group g's walk, and the time of the earliest of them.
 inline Rows rows_of_chunk(const Problem& p, int64_t g, int64_t i, int64_t count, int64_t* time) {
   const int64_t end = std::min(p.T, i + count);
@@ -179,32 +190,46 @@ class LayerShare {
       multiply_rows(q, p_.out.row, rows.begin, rows, p_.H, g, layer_.I, x_bar);
       if (g + 1 < p_.G) space_.everyone->wait(size_);
     }
+    // Threads share the members, or, where there are too few, what is summed for each.
+    const int64_t members = sums_of(layer_);
+    const bool by_members = members >= size_;
+    const Rows own = by_members ? share_of({0, members}) : Rows{0, members};
+    const Part part = by_members ? Part{0, 1} : Part{rank_, size_};
+    for (int64_t member = own.begin; member < own.end; ++member) {
+      sums(g, i, time, q + member * p_.out.row, {rows.begin + member, rows.end, members},
+           member * p_.G + g, part);
+    }
+  }
+
+  // What the rows add to their sums, which are those number `at`.
+  void sums(int64_t g, int64_t i, int64_t time, const C* q, const RowsOf& rows, int64_t at,
+            const Part& part) const {
     const bool accumulate = layer_.accumulate || i > 0;
     if (layer_.weight_hh_bar) {
       const auto previous = [&](int64_t r, int64_t count, const C** states) {
-        find_previous(layer_.sent, g, time, r, count, states);
+        find_previous(layer_.sent, g, time, r, rows.stride, count, states);
       };
-      sum_of_products(q, rows, p_.H, s_.hidden_gradient, accumulate,
-                      static_cast<C*>(layer_.weight_hh_bar) + g * p_.H * p_.H, previous);
+      sum_of_products(q, rows, p_.H, s_.hidden_gradient, part, accumulate,
+                      static_cast<C*>(layer_.weight_hh_bar) + at * p_.H * p_.H, previous);
     }
     if (layer_.weight_ih_bar) {
       const C* x = static_cast<const C*>(layer_.x);
       const auto inputs = [&](int64_t r, int64_t count, const C** xs) {
-        for (int64_t k = 0; k < count; ++k) xs[k] = x + (r + k) * layer_.I;
+        for (int64_t k = 0; k < count; ++k) xs[k] = x + (r + k * rows.stride) * layer_.I;
       };
-      sum_of_products(q, rows, layer_.I, s_.input_gradient, accumulate,
-                      static_cast<C*>(layer_.weight_ih_bar) + g * p_.H * layer_.I, inputs);
+      sum_of_products(q, rows, layer_.I, s_.input_gradient, part, accumulate,
+                      static_cast<C*>(layer_.weight_ih_bar) + at * p_.H * layer_.I, inputs);
     }
     if (layer_.bias_bar) {
-      sum_of_rows(q, rows.end - rows.begin, accumulate,
-                  static_cast<C*>(layer_.bias_bar) + g * p_.H);
+      sum_of_rows(q, rows.count(), rows.stride * p_.out.row, part, accumulate,
+                  static_cast<C*>(layer_.bias_bar) + at * p_.H);
     }
   }
 
-  // Where the states lie that the steps of `count` rows from r on began with; `time` is a step at
-  // or before that of r.
-  void find_previous(const Carried& carried, int64_t g, int64_t time, int64_t r, int64_t count,
-                     const C** states) const {
+  // Where the states lie that the steps of `count` rows from r on, `stride` apart, began with;
+  // `time` is a step at or before that of r.
+  void find_previous(const Carried& carried, int64_t g, int64_t time, int64_t r, int64_t stride,
+                     int64_t count, const C** states) const {
     const Sequence& s = carried.sequence;
     const C* h = static_cast<const C*>(s.data) + g * s.group;
     const C* h0 = static_cast<const C*>(carried.initial.data) + g * carried.initial.group;
@@ -212,7 +237,7 @@ class LayerShare {
     if (reset) reset += g * carried.replacement.group;
     const bool backwards = !walks_backwards(p_, g);  // of the recurrence; p_ is its adjoint
     int64_t t = time;
-    for (int64_t k = 0; k < count; ++k, ++r) {
+    for (int64_t k = 0; k < count; ++k, r += stride) {
       while (t + 1 < p_.T && r >= first_row(p_, t + 1)) ++t;
       const int64_t b = r - first_row(p_, t);
       const int64_t from = backwards ? t + 1 : t - 1;
@@ -238,7 +263,7 @@ class LayerShare {
       };
     };
     sum(layer_.keep_bar, total, [&](int64_t r, int64_t count, const C** found) {
-      find_previous(layer_.state, g, time, r, count, found);
+      find_previous(layer_.state, g, time, r, 1, count, found);
     });
     sum(layer_.gain_bar, total, in(p_.factor));
     sum(layer_.noise_scale_bar, q, in(layer_.noise));
@@ -247,51 +272,55 @@ class LayerShare {
   // c (+)= sum over the rows r of q_r y_r^T. `find(r, count, y)` says where the rows y_r, of
   // `columns` each, are.
   template <class F>
-  void sum_of_products(const C* q, Rows rows, int64_t columns, int widest, bool accumulate, C* c,
-                       const F& find) const {
+  void sum_of_products(const C* q, const RowsOf& rows, int64_t columns, int widest,
+                       const Part& part, bool accumulate, C* c, const F& find) const {
     if (columns == 0) return;
     const int64_t panels = panel_count(padded(columns) / L, widest);
     // Threads share the columns, or, where there are too few, the hidden units.
-    const bool by_columns = panels >= size_;
-    const int64_t own = by_columns ? rank_ : 0, of = by_columns ? size_ : 1;
-    const Rows units = by_columns ? Rows{0, p_.H} : share_of({0, p_.H});
-    const int64_t end = part_begin(panels, of, own + 1);
+    const bool by_columns = panels >= part.of;
+    const auto own = [&](int64_t total, bool shared) -> Rows {
+      if (!shared) return {0, total};
+      return {part_begin(total, part.of, part.index), part_begin(total, part.of, part.index + 1)};
+    };
+    const Rows units = own(p_.H, !by_columns);
+    const auto [begin, end] = own(panels, by_columns);
     const int64_t step = std::max<int64_t>(1, kSumVectors / widest);
-    for (int64_t first = part_begin(panels, of, own); first < end; first += step) {
+    for (int64_t first = begin; first < end; first += step) {
       sum_to_panels(q, rows, columns, widest, {first, std::min(end, first + step)}, units,
                     accumulate, c, find);
     }
   }
 
   template <class F>
-  void sum_to_panels(const C* q, Rows rows, int64_t columns, int widest, Rows panels, Rows units,
-                     bool accumulate, C* c, const F& find) const {
+  void sum_to_panels(const C* q, const RowsOf& rows, int64_t columns, int widest, Rows panels,
+                     Rows units, bool accumulate, C* c, const F& find) const {
     const int64_t vectors = padded(columns) / L;
-    int64_t r = rows.begin;
+    const int64_t q_row = rows.stride * p_.out.row;
+    int64_t done = 0;
     do {
-      const int64_t K = std::min(kSumBlock, rows.end - r);
+      const int64_t K = std::min(kSumBlock, rows.count() - done);
       const C* y[kSumBlock];
-      find(r, K, y);
+      find(rows.begin + done * rows.stride, K, y);
       C* to = panel_;
       for (int64_t index = panels.begin; index < panels.end; ++index) {
         const Panel panel = panel_of(0, vectors, widest, index);
         pack_rows(y, K, panel, columns, to);
         to += K * panel.width * L;
       }
-      const Result<C> result{c, columns, nullptr, accumulate || r > rows.begin};
-      const C* a = q + (r - rows.begin) * p_.out.row;
+      const Result<C> result{c, columns, nullptr, accumulate || done > 0};
+      const C* a = q + done * q_row;
       // All these columns of a block of rows before the next block: c is gone through once.
       for_each_block(widest, units.begin, units.end, [&](int64_t unit, int count) {
         const C* from = panel_;
         for (int64_t index = panels.begin; index < panels.end; ++index) {
           const Panel panel = panel_of(0, vectors, widest, index);
-          multiply_panel(a, 1, p_.out.row, unit, unit + count, from, K, kSumChain, panel, columns,
+          multiply_panel(a, 1, q_row, unit, unit + count, from, K, kSumChain, panel, columns,
                          result);
           from += K * panel.width * L;
         }
       });
-      r += K;
-    } while (r < rows.end);
+      done += K;
+    } while (done < rows.count());
   }
 
   static void pack_rows(const C* const* rows, int64_t count, const Panel& panel, int64_t columns,
@@ -332,18 +361,19 @@ class LayerShare {
     } while (r < rows.end);
   }
 
-  // c (+)= sum of the rows of q, this thread's vectors of it.
-  void sum_of_rows(const C* q, int64_t count, bool accumulate, C* c) const {
+  // c (+)= sum of `count` rows of q, `row` apart, this part's vectors of it.
+  void sum_of_rows(const C* q, int64_t count, int64_t row, const Part& part, bool accumulate,
+                   C* c) const {
     const int64_t vectors = padded(p_.H) / L;
-    const int64_t end = part_begin(vectors, size_, rank_ + 1);
-    for (int64_t v = part_begin(vectors, size_, rank_); v < end; ++v) {
+    const int64_t end = part_begin(vectors, part.of, part.index + 1);
+    for (int64_t v = part_begin(vectors, part.of, part.index); v < end; ++v) {
       const int n = static_cast<int>(std::min(L, p_.H - v * L));
       Vec<C> total{};
       for (int64_t first = 0; first < count; first += kSumChain) {
         Vec<C> sum[4] = {};
         const int64_t last = std::min(count, first + kSumChain);
         for (int64_t r = first; r < last; ++r) {
-          sum[r & 3] += load<C, C>(q + r * p_.out.row + v * L, n);
+          sum[r & 3] += load<C, C>(q + r * row + v * L, n);
         }
         total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
       }

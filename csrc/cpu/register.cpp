@@ -25,14 +25,17 @@ Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
   return *bridged.last;
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(
-    const Tensor& factor, const std::optional<Tensor>& v, const Tensor& weight,
-    const std::optional<Tensor>& s0, const std::optional<Tensor>& batch_sizes,
-    int64_t reverse_groups, int64_t derivative, bool adjoint, int64_t /*float32_products*/,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
+                                             const Tensor& weight, const std::optional<Tensor>& s0,
+                                             const std::optional<Tensor>& batch_sizes,
+                                             int64_t reverse_groups, int64_t derivative,
+                                             bool adjoint, int64_t /*float32_products*/,
+                                             const std::optional<Tensor>& reset,
+                                             const std::optional<Tensor>& reset_state,
+                                             int64_t window, int64_t clip, double clip_limit) {
   const Bridged bridged =
       bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
-                               adjoint, reset, reset_state, window);
+                               adjoint, reset, reset_state, window, clip, clip_limit);
   solve(bridged.problem);
   return {*bridged.out, *bridged.last};
 }
@@ -78,10 +81,12 @@ layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_la
                const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
                int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                bool need_bias, const std::optional<Tensor>& reset,
-               const std::optional<Tensor>& reset_state, int64_t window) {
-  const BridgedLayer bridged = bridge_layer_backward(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      need_weight_ih, need_weight_hh, need_bias, reset, reset_state, window);
+               const std::optional<Tensor>& reset_state, int64_t window, int64_t clip,
+               double clip_limit, int64_t members) {
+  const BridgedLayer bridged =
+      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
+                            nonlinearity, need_x, need_weight_ih, need_weight_hh, need_bias, reset,
+                            reset_state, window, clip, clip_limit, members);
   solve(bridged.layer);
   return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
           bridged.bias_bar};
@@ -135,18 +140,20 @@ leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>
           bridged.keep_bar, bridged.gain_bar,      bridged.noise_scale_bar, *bridged.ends};
 }
 
-std::tuple<std::optional<Tensor>, Tensor> layer_backward_(
-    const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
-    const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
-    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
-    bool need_x, const std::optional<Tensor>& weight_ih_bar,
-    const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset) {
+Tensor layer_backward_(const std::optional<Tensor>& g, const std::optional<Tensor>& g_last,
+                       const Tensor& h, const Tensor& x, const Tensor& weight_ih,
+                       const Tensor& weight_hh, const Tensor& h0,
+                       const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+                       int64_t nonlinearity, const std::optional<Tensor>& x_bar,
+                       const std::optional<Tensor>& weight_ih_bar,
+                       const std::optional<Tensor>& weight_hh_bar,
+                       const std::optional<Tensor>& bias_bar, const std::optional<Tensor>& reset,
+                       const std::optional<Tensor>& reset_state, int64_t window, int64_t before) {
   const BridgedLayer bridged = bridge_layer_backward_into(
-      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, need_x,
-      weight_ih_bar, weight_hh_bar, bias_bar, reset);
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, x_bar,
+      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before);
   solve(bridged.layer);
-  return {bridged.x_bar, *bridged.last};
+  return *bridged.last;
 }
 
 }  // namespace

@@ -68,7 +68,9 @@ double walk_cycles(const Problem& p, const Machine& m, int64_t bytes, const Sche
 Choice choose(const Problem& p, const Machine& m, int64_t bytes, int32_t threads) {
   Choice best{};
   const int64_t vectors = divide_up(p.H, m.lanes);
-  for (int32_t columns = 1; columns <= std::min<int64_t>(threads, vectors); ++columns) {
+  // The norm of a row is one thread's to know.
+  const int64_t most = p.clip.kind == Clip::Kind::norm ? 1 : vectors;
+  for (int32_t columns = 1; columns <= std::min<int64_t>(threads, most); ++columns) {
     const int32_t teams = threads / columns;
     // Cut rows no finer than there are teams for: one group's parts, or what the groups leave.
     const int64_t parts = std::clamp<int64_t>(divide_up(teams, std::max<int64_t>(p.G, 1)), 1,
@@ -92,8 +94,9 @@ Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t c
   return choose(problem, machine, compute_bytes, threads).schedule;
 }
 
-int64_t chunk_steps(const Problem& p) {
-  return std::min(chunk_steps(p.B), std::max<int64_t>(p.T, 1));
+int64_t chunk_steps(const Layer& layer) {
+  const Problem& p = layer.walk;
+  return std::min(chunk_steps(p.B / sums_of(layer)), std::max<int64_t>(p.T, 1));
 }
 
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
@@ -101,7 +104,7 @@ LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, in
   const Problem& p = layer.walk;
   LayerSchedule s{};
   s.walk = make_schedule(p, machine, compute_bytes, threads);
-  s.steps = chunk_steps(p);
+  s.steps = chunk_steps(layer);
   const int64_t hidden = divide_up(p.H, machine.lanes), input = divide_up(layer.I, machine.lanes);
   s.input_panel = panel_for(s.steps * p.B, layer.backward ? input : hidden, machine);
   s.hidden_gradient = panel_for(p.H, hidden, machine);

@@ -46,8 +46,9 @@ constexpr int64_t kSumVectors = 8;
 Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t compute_bytes,
                        int32_t threads);
 
-// The same of a layer with as few steps as it may have.
-int64_t chunk_steps(const Problem& problem);
+// The same of a layer with as few steps as it may have. Of each member as many rows: a sum is gone
+// through once a chunk, and what all members' sums come to is in no cache.
+int64_t chunk_steps(const Layer& layer);
 
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
                                   int32_t threads);

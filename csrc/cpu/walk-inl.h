@@ -99,8 +99,71 @@ auto with_phi(Phi phi, const F& f) {
   }
 }
 
+// The sum of the squares. Eight sums and a double's width, whatever the vectors': the same bits on
+// every ISA, and no overflow of floats.
+template <class C>
+inline double norm(const C* x, int count) {
+  double sums[8] = {};
+  int j = 0;
+  for (; j + 8 <= count; j += 8) {
+    for (int k = 0; k < 8; ++k) {
+      const double y = x[j + k];
+      sums[k] += y * y;
+    }
+  }
+  for (int k = 0; j < count; ++j, ++k) {
+    const double y = x[j];
+    sums[k] += y * y;
+  }
+  return __builtin_sqrt(((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+                        ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+}
+
+// The epilogue of clipped BPTT. Its tile is all that a thread has of some rows: the norm of a row
+// is known only when all its sums are.
+template <class S, class C, Phi phi>
+void clipped_epilogue(const Tile<S, C>& tile, const Clip& clip) {
+  constexpr int L = kLanes<C>;
+  const bool by_norm = clip.kind == Clip::Kind::norm;
+  const Vec<C> most = broadcast(static_cast<C>(clip.limit));
+  for (int i = 0; i < tile.rows; ++i) {
+    C* carry = tile.carry + i * tile.carry_row;
+    const S* drive = tile.drive ? tile.drive + i * tile.drive_row : nullptr;
+    const S* factor = tile.factor + i * tile.factor_row;
+    S* out = tile.out + i * tile.out_row;
+    const auto lanes_at = [&](int j) { return std::min(L, tile.columns - j); };
+    for (int j = 0; drive && j < tile.columns; j += L) {
+      store_aligned(carry + j, load<S, C>(drive + j, lanes_at(j)) + load_aligned(carry + j));
+    }
+    Vec<C> scale = broadcast(C{1});
+    if (by_norm) {
+      const double share = clip.limit / norm(carry, tile.columns);
+      scale = broadcast(static_cast<C>(share > 1 ? 1 : share));  // false for NaN, which passes
+    }
+    for (int j = 0; j < tile.columns; j += L) {
+      Vec<C> x = load_aligned(carry + j) * scale;
+      if (!by_norm) x = x > most ? most : x < -most ? -most : x;
+      x = times_slope<C, phi>(load<S, C>(factor + j, lanes_at(j)), x);
+      store_aligned(carry + j, x);
+      store<S, C>(out + j, lanes_at(j), x);
+    }
+  }
+}
+
+template <class S, class C>
+using ClippedEpilogue = void (*)(const Tile<S, C>&, const Clip&);
+
+template <class S, class C>
+ClippedEpilogue<S, C> clipped_epilogue_of(const Problem& p) {
+  if (p.clip.kind == Clip::Kind::none) return nullptr;
+  return with_phi(p.phi, [](auto phi) -> ClippedEpilogue<S, C> {
+    return &clipped_epilogue<S, C, decltype(phi)::value>;
+  });
+}
+
 template <class S, class C>
 Epilogue<S, C> epilogue_of(const Problem& p) {
+  if (p.clip.kind != Clip::Kind::none) return [](const Tile<S, C>&) {};  // sums wait for their row
   return with_phi(p.phi, [&](auto phi) -> Epilogue<S, C> {
     return p.primitive == Primitive::recurrence
                ? &epilogue<S, C, Primitive::recurrence, decltype(phi)::value>
@@ -218,6 +281,7 @@ class Walk {
       epilogue_ = leaky_epilogue_of<S, C>(p);
     } else {
       epilogue_ = epilogue_of<S, C>(p);
+      clipped_ = clipped_epilogue_of<S, C>(p);
     }
     constexpr int64_t L = kLanes<C>;
     const int64_t vectors = (p.H + L - 1) / L;
@@ -302,7 +366,7 @@ class Walk {
   // Replaces what is carried over boundary t by the rows that are cut there.
   void cut(C* carry, int64_t t) const {
     if (!may_cut(p_, t)) return;
-    const bool all = p_.cuts.window > 0 && t > 0 && t % p_.cuts.window == 0;
+    const bool all = window_cuts(p_, t);
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     for (int64_t b = slice_.row_begin; b < end; ++b) {
       const bool replaced = cut_at(p_, slice_.group, t, b);
@@ -410,6 +474,12 @@ class Walk {
       for_each_panel(
           i, [&](int64_t vector, int width) { epilogue_(tile_at(i, t, vector, width, b, block)); });
     });
+    if constexpr (!leaky) {
+      const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
+      for (int64_t b = first; clipped_ && b < end; ++b) {
+        clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, 1), p_.clip);
+      }
+    }
   }
 
   // What the next step reads from memory that nothing has touched lately: its rows of drive and
@@ -511,6 +581,7 @@ class Walk {
   const Slice slice_;
   const int64_t stride_;
   std::conditional_t<leaky, LeakyEpilogue<S, C>, Epilogue<S, C>> epilogue_;
+  ClippedEpilogue<S, C> clipped_ = nullptr;  // null: not clipped
   const C* weights_;
   C* carry_;
   int64_t next_ = 0;     // the step that comes next, in the order of the walk

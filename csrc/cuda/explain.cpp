@@ -44,6 +44,13 @@ std::vector<Math> products_named(const std::string& text) {
       text);
 }
 
+Step step_named(const std::string& text) {
+  for (const Step step : {Step::plain, Step::leaky, Step::clipped}) {
+    if (text == name_of(step)) return step;
+  }
+  throw std::runtime_error("step: expected plain, leaky or clipped, got " + text);
+}
+
 void write(std::ostream& out, const char* verdict, const Candidate& c, const Sizes& sizes,
            const DeviceLimits& limits) {
   const Plan& p = c.plan;
@@ -84,8 +91,8 @@ bool better(const Candidate& a, const Candidate& b, int64_t H) {
 }
 
 std::string explain_plan(int64_t B, int64_t G, int64_t H, std::string products,
-                         std::string device_limits) {
-  const Sizes sizes{B, G, H};
+                         std::string device_limits, std::string step) {
+  const Sizes sizes{B, G, H, step_named(step)};
   const DeviceLimits limits = limits_of(device_limits);
   const std::vector<Math> maths = products_named(products);
   const std::optional<Plan> chosen = make_plan(sizes, maths, limits);

@@ -1,5 +1,6 @@
 // The closed list of compiled kernels: for each product and exchange, both primitives and every
-// number of row tiles of kRowTiles, or kRowTilesOfLaunches. Null for any other number.
+// number of row tiles of kRowTiles, or kRowTilesOfLaunches; and for each product the steps that are
+// not plain, of kRowTilesOfLaunches. Null for any other number.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 namespace fused_bptt {
 
 using KernelOf = const void* (*)(Primitive primitive, int32_t row_tiles);
+using StepOf = const void* (*)(int32_t row_tiles);
 using PackOf = const void* (*)(int32_t row_tiles);
 
 #define FUSED_BPTT_KERNELS(math)                            \
@@ -16,6 +18,8 @@ using PackOf = const void* (*)(int32_t row_tiles);
   const void* kernel_##math##_cluster(Primitive, int32_t);  \
   const void* kernel_##math##_grid(Primitive, int32_t);     \
   const void* kernel_##math##_launches(Primitive, int32_t); \
+  const void* kernel_##math##_leaky(int32_t);               \
+  const void* kernel_##math##_clipped(int32_t);             \
   const void* pack_##math(int32_t)
 FUSED_BPTT_KERNELS(fp64);
 FUSED_BPTT_KERNELS(fp32);
@@ -34,6 +38,14 @@ constexpr KernelOf kKernels[6][4] = {
     {kernel_bf16_cta, kernel_bf16_cluster, kernel_bf16_grid, kernel_bf16_launches},
     {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid, kernel_fp16_launches},
 };
+
+// [Math]: one step of every primitive with a leak.
+constexpr StepOf kLeaky[6] = {kernel_fp64_leaky, kernel_fp32_leaky, kernel_tf32x3_leaky,
+                              kernel_tf32_leaky, kernel_bf16_leaky, kernel_fp16_leaky};
+
+// [Math]: one step of the adjoint of the linear recurrence, clipped.
+constexpr StepOf kClipped[6] = {kernel_fp64_clipped, kernel_fp32_clipped, kernel_tf32x3_clipped,
+                                kernel_tf32_clipped, kernel_bf16_clipped, kernel_fp16_clipped};
 
 // [Math]: lays W out as the kernels read it.
 constexpr PackOf kPacks[6] = {pack_fp64, pack_fp32, pack_tf32x3, pack_tf32, pack_bf16, pack_fp16};

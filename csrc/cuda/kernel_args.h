@@ -27,6 +27,10 @@ enum class Exchange : int32_t { cta, cluster, grid, launches };
 // in shared memory, or in global memory, streamed at every step.
 enum class Residence : int32_t { registers, shared, global };
 
+// What a step has that only a launch for each step is compiled with: nothing, a leak, or, in an
+// adjoint, numbers that are clipped.
+enum class Step : int32_t { plain, leaky, clipped };
+
 struct Plan {
   Math math;
   Exchange exchange;
@@ -41,6 +45,7 @@ struct Plan {
                           // launches
   int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it
                           // (grid, launches)
+  Step step;              // launches; elsewhere plain
   int64_t shared_bytes;   // dynamic shared memory of a CTA
   int64_t teams;          // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
   double step_us;         // predicted, of the model in plan.cpp
@@ -88,9 +93,10 @@ FUSED_BPTT_HOST_DEVICE constexpr int rows_of_launch(Math math) {
 }
 
 // How often a walk's kernel is launched: for each step, and, in the adjoint, for the product after
-// the last; without steps the initial state is still stored.
+// the last, or, with a leak, for the beginning of the first rows; without steps the initial state
+// is still stored.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t launches(const Plan& plan, const Problem& problem) {
-  const int64_t steps = problem.T + (problem.adjoint ? 1 : 0);
+  const int64_t steps = problem.T + (problem.adjoint || plan.step == Step::leaky ? 1 : 0);
   return plan.exchange == Exchange::launches && problem.T > 0 ? steps : 1;
 }
 
@@ -174,7 +180,7 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t shared_bytes(const Plan& plan, int64_t 
 
 // Grid: a flag for each CTA of each team, which counts the carries whose slice it has made visible.
 // Grid and launches: the carry, twice, for each team. Always: W by fragments for each CTA of each
-// group. In this order.
+// group. With a leak: what each unit of each row keeps, in the type of sums. In this order.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_zero_bytes(const Plan& plan) {
   return plan.exchange == Exchange::grid ? round_up(plan.teams * plan.ctas * 8, 128) : 0;
 }
@@ -192,8 +198,15 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_offset(const Plan& plan, int64_t
 FUSED_BPTT_HOST_DEVICE constexpr int64_t packed_bytes_of_cta(const Plan& plan, int64_t H) {
   return fragments_of_k(plan, H) * plan.row_tiles * plan.threads * 16;
 }
-FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_bytes(const Plan& plan, int64_t H, int64_t G) {
+FUSED_BPTT_HOST_DEVICE constexpr int64_t memory_offset(const Plan& plan, int64_t H, int64_t G) {
   return packed_offset(plan, H) + G * plan.ctas * packed_bytes_of_cta(plan, H);
+}
+FUSED_BPTT_HOST_DEVICE constexpr int64_t memory_row(const Plan& plan) {
+  return static_cast<int64_t>(plan.ctas) * plan.units;
+}
+FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_bytes(const Plan& plan, int64_t H, int64_t G) {
+  const int64_t rows = plan.step == Step::leaky ? plan.teams * plan.batch_tile : 0;
+  return memory_offset(plan, H, G) + rows * memory_row(plan) * sum_bytes(plan.math);
 }
 // CTAs of pack_kernel: one for each fragment of every warp of a CTA.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t pack_blocks(const Plan& plan, int64_t H, int64_t G) {

@@ -23,15 +23,18 @@ void check(cudaError_t error, const std::string& what) {
 }
 
 std::string words_of(const Plan& p) {
-  return std::string(name_of(p.math)) + " kernel (" + name_of(p.exchange) + " of " +
-         std::to_string(p.ctas) + ", W in " + name_of(p.residence) + ", " +
-         std::to_string(p.threads) + " threads, " + std::to_string(p.shared_bytes) +
+  return std::string(name_of(p.math)) + " kernel of a " + name_of(p.step) + " step (" +
+         name_of(p.exchange) + " of " + std::to_string(p.ctas) + ", W in " + name_of(p.residence) +
+         ", " + std::to_string(p.threads) + " threads, " + std::to_string(p.shared_bytes) +
          " bytes of shared memory)";
 }
 
 const void* kernel_for(const Plan& p, Primitive primitive) {
-  const void* kernel =
-      kKernels[static_cast<int>(p.math)][static_cast<int>(p.exchange)](primitive, p.row_tiles);
+  const int math = static_cast<int>(p.math);
+  const void* kernel = p.step == Step::leaky ? kLeaky[math](p.row_tiles)
+                       : p.step == Step::clipped
+                           ? kClipped[math](p.row_tiles)
+                           : kKernels[math][static_cast<int>(p.exchange)](primitive, p.row_tiles);
   if (!kernel) throw std::runtime_error(words_of(p) + ": expected to be compiled in, is not");
   return kernel;
 }
@@ -173,22 +176,22 @@ const DeviceLimits& device_limits(int32_t index) {
 }
 
 Plan plan_for(const Problem& problem, Float32 float32, int32_t index) {
-  using Key = std::tuple<int32_t, Type, Float32, int64_t, int64_t, int64_t, std::string>;
+  using Key = std::tuple<int32_t, Type, Float32, int64_t, int64_t, int64_t, Step, std::string>;
   static std::mutex mutex;
   static std::map<Key, Plan> known;
   const DeviceLimits& limits = device_limits(index);
   const char* restricted = std::getenv("FUSED_BPTT_CUDA_PLAN");
   const std::string only = restricted ? restricted : "";
-  const Key key{index, problem.type, float32, problem.B, problem.G, problem.H, only};
+  const Sizes sizes{problem.B, problem.G, problem.H, step_of(problem)};
+  const Key key{index, problem.type, float32, sizes.B, sizes.G, sizes.H, sizes.step, only};
   const std::lock_guard lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const std::optional<Plan> plan =
-      make_plan({problem.B, problem.G, problem.H}, products_for(problem.type, float32), limits,
-                only_of(only));
+      make_plan(sizes, products_for(problem.type, float32), limits, only_of(only));
   if (!plan) {
-    throw std::runtime_error("H = " + std::to_string(problem.H) +
-                             ": expected a plan for it on this device" +
+    throw std::runtime_error("H = " + std::to_string(problem.H) + ": expected a plan for its " +
+                             name_of(sizes.step) + " step on this device" +
                              (only.empty() ? "" : " with FUSED_BPTT_CUDA_PLAN=" + only) +
                              ", got none (`fused-bptt info --shape` says why)");
   }

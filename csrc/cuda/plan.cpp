@@ -20,6 +20,7 @@ constexpr double kMmaLatency = 25;  // of an mma that waits for the sums of the 
 constexpr double kFfmaShare = 0.9;  // of the peak that plain multiply-adds reach
 constexpr double kFfmaLatency = 60;
 constexpr double kElement = 20;           // sum, phi, stores of one output, in one thread
+constexpr double kLeakyElement = 40;      // the same with a leak: three loads and two stores more
 constexpr double kSharedBytes = 128;      // a cycle, of an SM
 constexpr double kCtaExchange = 60;       // write to shared memory, one block barrier
 constexpr double kClusterExchange = 220;  // st.async and mbarrier, one way
@@ -115,7 +116,8 @@ double step_us(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
   const double outputs = divide_up(static_cast<int64_t>(p.batch_tile) * p.units, p.threads);
   const double cycles = std::max({product_cycles(p, s.H, rates_of(limits.capability)),
                                   shared_cycles(p, s.H), streamed_cycles(p, s, limits)}) +
-                        kStep + outputs * kElement + exchange_cycles(p, s.H);
+                        kStep + outputs * (p.step == Step::leaky ? kLeakyElement : kElement) +
+                        exchange_cycles(p, s.H);
   const double launch = p.exchange == Exchange::launches ? kLaunchNs : 0;
   return (waves(p, limits) * cycles / limits.clock_ghz + launch) / 1000;
 }
@@ -163,6 +165,7 @@ bool exists(Exchange exchange, Residence residence, int32_t row_tiles) {
 
 // Everything about a plan that does not depend on the batch tile.
 Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
+  if (p.step != Step::plain && p.exchange != Exchange::launches) return Refusal::by_launches_alone;
   if (p.exchange == Exchange::cta && !covers(p, s.H)) return Refusal::one_cta_too_small;
   const bool shares = p.exchange == Exchange::cluster || p.exchange == Exchange::grid;
   if (shares && p.ctas == 1) return Refusal::one_cta_is_enough;
@@ -179,6 +182,11 @@ Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
 }
 
 }  // namespace
+
+Step step_of(const Problem& problem) {
+  if (has_leak(problem)) return Step::leaky;
+  return problem.clip.kind == Clip::Kind::value ? Step::clipped : Step::plain;
+}
 
 std::vector<Math> products_for(Type type, Float32 float32) {
   switch (type) {
@@ -205,7 +213,7 @@ int64_t resident_teams(const Plan& plan, const DeviceLimits& limits) {
 void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limits,
                         const std::function<void(const Candidate&)>& visit) {
   const Sizes s{std::max<int64_t>(sizes.B, 1), std::max<int64_t>(sizes.G, 1),
-                std::max<int64_t>(sizes.H, 1)};
+                std::max<int64_t>(sizes.H, 1), sizes.step};
   const std::vector<int32_t> tiles = batch_tiles(s.B);
   for (const Exchange exchange : kExchanges) {
     for (const Residence residence : kResidences) {
@@ -218,6 +226,7 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
             p.math = math;
             p.exchange = exchange;
             p.residence = residence;
+            p.step = s.step;
             p.row_tiles = row_tiles;
             p.fragments = exchange == Exchange::launches ? 0 : kFragments;
             p.k_splits = k_splits;
@@ -300,6 +309,11 @@ const char* name_of(Residence residence) {
   return names[static_cast<int>(residence)];
 }
 
+const char* name_of(Step step) {
+  constexpr const char* names[] = {"plain", "leaky", "clipped"};
+  return names[static_cast<int>(step)];
+}
+
 std::string words_of(const Candidate& candidate, const Sizes& sizes, const DeviceLimits& limits) {
   const Plan& p = candidate.plan;
   const auto covered = [&](int64_t ctas) {
@@ -309,6 +323,8 @@ std::string words_of(const Candidate& candidate, const Sizes& sizes, const Devic
   switch (candidate.refusal) {
     case Refusal::none:
       return "";
+    case Refusal::by_launches_alone:
+      return std::string("of a ") + name_of(p.step) + " step only a launch for each is compiled";
     case Refusal::one_cta_too_small:
       return "one CTA covers " + covered(1);
     case Refusal::cluster_too_small:

@@ -13,6 +13,9 @@
 
 namespace fused_bptt {
 
+// Of a problem that is computed on CUDA.
+Step step_of(const Problem& problem);
+
 // Values of Plan that kernels are compiled for; see instantiations/.
 constexpr int32_t kFragments = 32;
 constexpr int32_t kRowTiles[] = {1, 2, 4};
@@ -29,6 +32,7 @@ std::vector<Math> products_for(Type type, Float32 float32);
 
 enum class Refusal : int32_t {
   none,
+  by_launches_alone,  // the step is not plain
   one_cta_too_small,  // units = the most that one CTA covers
   cluster_too_small,  // ... a cluster of 16
   device_too_small,   // ... all SMs
@@ -46,9 +50,10 @@ struct Candidate {
   Refusal refusal;
 };
 
-// Sizes of a problem. The plan is per step: it does not depend on T.
+// Sizes of a problem, and what its steps are. The plan is per step: it does not depend on T.
 struct Sizes {
   int64_t B, G, H;
+  Step step = Step::plain;
 };
 
 // Every candidate for products of one kind, in a fixed order.
@@ -75,6 +80,7 @@ std::optional<Plan> make_plan(const Sizes& sizes, const std::vector<Math>& produ
 const char* name_of(Math math);
 const char* name_of(Exchange exchange);
 const char* name_of(Residence residence);
+const char* name_of(Step step);
 
 // Why a candidate was refused, in words.
 std::string words_of(const Candidate& candidate, const Sizes& sizes, const DeviceLimits& limits);

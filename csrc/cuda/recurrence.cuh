@@ -21,7 +21,8 @@
 
 namespace fused_bptt {
 
-template <class Product, template <class> class Exchange, Primitive primitive>
+// `clips`: p.clip, by values.
+template <class Product, template <class> class Exchange, Primitive primitive, bool clips = false>
 class Walk {
   using Ops = typename Product::Ops;
   using Storage = typename Product::Storage;
@@ -207,6 +208,10 @@ class Walk {
     const Sum x = p_.drive.data ? widen(fetched.drive[j]) + sum : sum;
     if constexpr (primitive == Primitive::recurrence) {
       return activate(p_.phi, x);
+    } else if constexpr (clips) {
+      const Sum most = static_cast<Sum>(p_.clip.limit);
+      const Sum held = x > most ? most : x < -most ? -most : x;  // NaN passes
+      return times_slope<Sum>(p_.phi, widen(fetched.factor[j]), held);
     } else {
       return times_slope<Sum>(p_.phi, widen(fetched.factor[j]), x);
     }
@@ -291,8 +296,6 @@ class Walk {
 };
 
 // A CTA walks one team; with the grid exchange several, one after another.
-constexpr int kMostThreads = 256;
-
 template <class Product, template <class> class Exchange, Primitive primitive>
 FUSED_BPTT_GLOBAL(kMostThreads)
 recurrence_kernel(FUSED_BPTT_ARGS args) {
@@ -320,6 +323,15 @@ step_kernel(FUSED_BPTT_ARGS args) {
   const Team team(args, block_index() % teams, block_index() / teams);
   const Product product(args, team);
   Walk<Product, ExchangeLaunches, primitive>(team, product).run_step(args.step);
+}
+
+template <class Product>
+FUSED_BPTT_GLOBAL(kMostThreads)
+clipped_step_kernel(FUSED_BPTT_ARGS args) {
+  const int32_t teams = static_cast<int32_t>(args.plan.teams);
+  const Team team(args, block_index() % teams, block_index() / teams);
+  const Product product(args, team);
+  Walk<Product, ExchangeLaunches, Primitive::linear, true>(team, product).run_step(args.step);
 }
 
 // Before the walk: puts W in the order in which its threads read it, on pack_blocks()

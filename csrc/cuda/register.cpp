@@ -75,31 +75,41 @@ Tensor recurrence_(const Tensor& u, const Tensor& weight, const Tensor& h0,
   return *bridged.last;
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(
-    const Tensor& factor, const std::optional<Tensor>& v, const Tensor& weight,
-    const std::optional<Tensor>& s0, const std::optional<Tensor>& batch_sizes,
-    int64_t reverse_groups, int64_t derivative, bool adjoint, int64_t float32_products,
-    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window) {
+std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::optional<Tensor>& v,
+                                             const Tensor& weight, const std::optional<Tensor>& s0,
+                                             const std::optional<Tensor>& batch_sizes,
+                                             int64_t reverse_groups, int64_t derivative,
+                                             bool adjoint, int64_t float32_products,
+                                             const std::optional<Tensor>& reset,
+                                             const std::optional<Tensor>& reset_state,
+                                             int64_t window, int64_t clip, double clip_limit) {
+  check(clip == 0 || clip == 1, "clip: expected 0 (none) or 1 (value) on CUDA, got ", clip);
   const Bridged bridged =
       bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
-                               adjoint, reset, reset_state, window);
+                               adjoint, reset, reset_state, window, clip, clip_limit);
   solve(bridged, factor, float32_products);
   return {*bridged.out, *bridged.last};
 }
 
-// Registered so that the error says what is missing.
-std::tuple<Tensor, Tensor> leaky_recurrence(const Tensor&, const Tensor&,
-                                            const std::optional<Tensor>&, const Tensor&,
-                                            const Tensor&, const std::optional<Tensor>&, int64_t,
-                                            int64_t, int64_t, const std::optional<Tensor>&,
-                                            const std::optional<Tensor>&) {
-  throw std::runtime_error("u: expected on the CPU: a leak is not built on CUDA yet; got on CUDA");
+std::tuple<Tensor, Tensor> leaky_recurrence(
+    const Tensor& u, const Tensor& keep, const std::optional<Tensor>& gain, const Tensor& weight,
+    const Tensor& initial, const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
+    int64_t nonlinearity, int64_t float32_products, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& reset_state) {
+  const Bridged bridged = bridge_leaky_recurrence(u, keep, gain, weight, initial, batch_sizes,
+                                                  reverse_groups, nonlinearity, reset, reset_state);
+  solve(bridged, u, float32_products);
+  return {*bridged.out, *bridged.rate};
 }
 
-Tensor leaky_linear(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                    const std::optional<Tensor>&, int64_t, bool, bool, int64_t,
-                    const std::optional<Tensor>&, int64_t) {
-  throw std::runtime_error("w: expected on the CPU: a leak is not built on CUDA yet; got on CUDA");
+Tensor leaky_linear(const Tensor& w, const Tensor& keep, const Tensor& factor, const Tensor& weight,
+                    const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, bool inner,
+                    bool adjoint, int64_t float32_products, const std::optional<Tensor>& reset,
+                    int64_t window) {
+  const Bridged bridged = bridge_leaky_linear(w, keep, factor, weight, batch_sizes, reverse_groups,
+                                              inner, adjoint, reset, window);
+  solve(bridged, w, float32_products);
+  return *bridged.out;
 }
 
 // As explain_plan() reads it.

@@ -6,6 +6,8 @@
 
 namespace fused_bptt {
 
+constexpr int kMostThreads = 256;  // of a CTA
+
 struct Team {
   FUSED_BPTT_DEVICE Team(const KernelArgs& args, int32_t team, int32_t rank)
       : args(args), problem(args.problem), plan(args.plan), index(team), rank(rank) {

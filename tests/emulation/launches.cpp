@@ -45,6 +45,9 @@ void cases() {
   run_cuts<Math::bf16, 2, 0, ExchangeLaunches>("bf16 cut", parts, two_ways);
   run_cuts<Math::bf16, 2, 0, ExchangeLaunches>("bf16 packed, cut", parts, packed);
   run_cuts<Math::fp16, 2, 0, ExchangeLaunches>("fp16 cut", parts, two_ways);
+  run_clipped<Math::fp64, 2>("fp64 packed", two, packed);
+  run_clipped<Math::fp32, 4>("fp32 in parts", parts, two_ways);
+  run_clipped<Math::bf16, 2>("bf16 in parts", parts, two_ways);
   parts.ctas = 2;
   Cut wide = parts;
   wide.ctas = 1, wide.batch_tile = 16;

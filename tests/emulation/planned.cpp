@@ -18,19 +18,19 @@ DeviceLimits small_device() {
   return limits;
 }
 
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+          Primitive primitive = Primitive::linear>
 void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   Cut cut{p.exchange, p.residence, p.ctas, p.threads / 32 / p.k_splits, p.k_splits, p.batch_tile};
   cut.resident_teams = static_cast<int32_t>(std::min(p.teams, resident_teams(p, small_device())));
   if (p.carry_columns != carry_width(p, shape.H)) {
     cut.carry_quanta = static_cast<int32_t>(p.carry_columns / k_quantum(p));
   }
-  const Plan again = plan_of(math, cut, shape, kRowTiles, p.fragments);
+  const Plan again = plan_of(math, cut, shape, kRowTiles, p.fragments, p.step);
   if (again.units != p.units || again.teams != p.teams || again.shared_bytes != p.shared_bytes) {
     fail("plan.cpp and kernel_args.h disagree");
   }
-  run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name, cut, shape,
-                                                                {.adjoint = true});
+  run<math, kRowTiles, kFragments, Exchange, primitive>(name, cut, shape, {.adjoint = true});
 }
 
 template <Math math, int kRowTiles>
@@ -43,15 +43,18 @@ void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
     case fused_bptt::Exchange::grid:
       return run_plan<math, kRowTiles, kFragments, ExchangeGrid>(p, shape, name);
     case fused_bptt::Exchange::launches:
+      if (p.step == Step::leaky) {
+        return run_plan<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(p, shape, name);
+      }
       return run_plan<math, kRowTiles, 0, ExchangeLaunches>(p, shape, name);
   }
 }
 
 template <Math math>
-void run_plans(const Shape& shape) {
+void run_plans(const Shape& shape, Step step = Step::plain) {
   const DeviceLimits limits = small_device();
   std::map<std::tuple<fused_bptt::Exchange, Residence, int32_t, bool>, Plan> cheapest;
-  for_each_candidate({shape.B, shape.G, shape.H}, math, limits, [&](const Candidate& c) {
+  for_each_candidate({shape.B, shape.G, shape.H, step}, math, limits, [&](const Candidate& c) {
     const Plan& p = c.plan;
     if (c.refusal != Refusal::none) return;
     const int64_t together = p.exchange == fused_bptt::Exchange::grid
@@ -64,10 +67,10 @@ void run_plans(const Shape& shape) {
     if (!fresh && p.step_us < at->second.step_us) at->second = p;
   });
   for (const auto& [kind, p] : cheapest) {
-    const std::string name = std::string(name_of(math)) + " " + name_of(p.exchange) + " of " +
-                             std::to_string(p.ctas) + ", " + name_of(p.residence) + ", " +
-                             std::to_string(p.row_tiles) + " row tiles" +
-                             (std::get<3>(kind) ? ", in parts" : "");
+    const std::string name =
+        std::string(name_of(math)) + " " + name_of(p.exchange) + " of " + std::to_string(p.ctas) +
+        ", " + name_of(p.residence) + ", " + std::to_string(p.row_tiles) + " row tiles" +
+        (std::get<3>(kind) ? ", in parts" : "") + (step == Step::leaky ? ", with a leak" : "");
     if (p.row_tiles == 1) run_plan<math, 1>(p, shape, name);
     if (p.row_tiles == 2) run_plan<math, 2>(p, shape, name);
     if (p.row_tiles == 4) run_plan<math, 4>(p, shape, name);
@@ -78,6 +81,7 @@ void cases() {
   run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1});
   run_plans<Math::bf16>({.T = 3, .B = 21, .H = 70});
   run_plans<Math::fp32>({.T = 3, .B = 5, .G = 2, .H = 100, .reverse_groups = 1});
+  run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1}, Step::leaky);
 }
 
 }  // namespace

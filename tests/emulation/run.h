@@ -11,7 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/recurrence.cuh"
+#include "cuda/leaky_step.cuh"
+#include "equations.h"
+#include "leaky_reference.h"
 
 namespace emulation {
 
@@ -45,11 +47,12 @@ struct Options {
   bool reset = false;       // a mask, of each group its own; boundary 0 too
   bool replacement = false;
   int64_t window = 0;
+  double clip = 0;  // launches, linear, adjoint: the largest number
 };
 
 // `fragments` of a launch is 0: it keeps nothing of W.
 inline Plan plan_of(Math math, const Cut& cut, const Shape& shape, int32_t row_tiles,
-                    int32_t fragments) {
+                    int32_t fragments, Step step) {
   Plan plan{};
   plan.math = math;
   plan.exchange = cut.exchange;
@@ -60,6 +63,7 @@ inline Plan plan_of(Math math, const Cut& cut, const Shape& shape, int32_t row_t
   plan.threads = 32 * cut.row_warps * cut.k_splits;
   plan.row_tiles = row_tiles;
   plan.fragments = fragments;
+  plan.step = step;
   plan.units = unit_quantum(plan);
   plan.carry_columns = static_cast<int32_t>(cut.carry_quanta ? cut.carry_quanta * k_quantum(plan)
                                                              : carry_width(plan, shape.H));
@@ -110,114 +114,6 @@ class Numbers {
   std::vector<Storage> all_;
 };
 
-inline double activation(Phi phi, double x) {
-  switch (phi) {
-    case Phi::tanh:
-      return std::tanh(x);
-    case Phi::relu:
-      return 0 > x ? 0 : x;
-    case Phi::sigmoid:
-      return 1 / (1 + std::exp(-x));
-    case Phi::softplus:
-      return std::log1p(std::exp(x));
-    default:
-      return x;
-  }
-}
-
-// d, of the value f of phi; or f itself.
-inline double slope(Phi phi, double f) {
-  switch (phi) {
-    case Phi::tanh:
-      return 1 - f * f;
-    case Phi::relu:
-      return f <= 0 ? 0 : 1;
-    case Phi::sigmoid:
-      return f * (1 - f);
-    case Phi::softplus:
-      return 1 - std::exp(-f);
-    case Phi::identity:
-      return 1;
-    default:
-      return f;
-  }
-}
-
-// The equations of problem.h, one row at a time.
-template <class Storage>
-void reference(const Problem& p, std::vector<double>& out, std::vector<double>& last) {
-  const Storage* weight = static_cast<const Storage*>(p.weight.data);
-  const auto number = [&](const Sequence& s, int64_t t, int64_t b, int64_t g, int64_t n) {
-    if (!s.data) return 0.0;
-    const int64_t at = origin(p, s, t) + b * s.row + g * s.group + n;
-    return static_cast<double>(widen(static_cast<const Storage*>(s.data)[at]));
-  };
-  const size_t H = static_cast<size_t>(p.H);
-  for (int64_t g = 0; g < p.G; ++g) {
-    for (int64_t b = 0; b < p.B; ++b) {
-      std::vector<double> state(H, 0.0), sum(H, 0.0);
-      const auto multiply = [&] {
-        for (int64_t n = 0; n < p.H; ++n) {
-          double total = 0;
-          for (int64_t k = 0; k < p.H; ++k) {
-            const int64_t row = p.adjoint ? k : n, column = p.adjoint ? n : k;
-            total +=
-                state[static_cast<size_t>(k)] *
-                widen(weight[g * p.weight.group + row * p.weight.row + column * p.weight.column]);
-          }
-          sum[static_cast<size_t>(n)] = total;
-        }
-      };
-      const auto begin = [&](const State& s) {
-        const Storage* numbers = static_cast<const Storage*>(s.data);
-        for (int64_t n = 0; n < p.H; ++n) {
-          state[static_cast<size_t>(n)] =
-              s.data ? widen(numbers[g * s.group + b * s.row + n]) : 0.0;
-        }
-      };
-      const bool backwards = walks_backwards(p, g);
-      const bool multiplies_first = !p.adjoint && (p.initial.data || p.cuts.replacement.data);
-      begin(p.initial);
-      bool begun = false;
-      for (int64_t i = 0; i < p.T; ++i) {
-        const int64_t t = backwards ? p.T - 1 - i : i;
-        if (b >= rows_at(p, t)) continue;
-        const int64_t boundary = t + (backwards ? 1 : 0);
-        if (begun || (multiplies_first && !backwards)) {
-          if (cut_at(p, g, boundary, b)) {
-            begin(p.cuts.replacement);
-          } else if (p.cuts.window > 0 && boundary > 0 && boundary % p.cuts.window == 0) {
-            begin({});
-          }
-        }
-        if (p.adjoint && !begun) {
-          sum = state;
-        } else if (begun || multiplies_first) {
-          multiply();
-        }
-        begun = true;
-        for (int64_t n = 0; n < p.H; ++n) {
-          const double x = number(p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
-          const double f = number(p.factor, t, b, g, n);
-          double& s = state[static_cast<size_t>(n)];
-          s = p.primitive == Primitive::recurrence ? activation(p.phi, x) : slope(p.phi, f) * x;
-          const int64_t at = origin(p, p.out, t) + b * p.out.row + g * p.out.group + n;
-          out[static_cast<size_t>(at)] = s;
-        }
-      }
-      if (p.adjoint && begun) {
-        multiply();
-        state = sum;
-        if (backwards && cut_at(p, g, 0, b)) begin({});
-      }
-      for (int64_t n = 0; n < p.H; ++n) {
-        last[static_cast<size_t>(g * p.last.group + b * p.last.row + n)] =
-            state[static_cast<size_t>(n)];
-      }
-    }
-  }
-}
-
 inline int failures = 0;
 
 // The largest difference that rounding of operands and stores leaves, for states of size one.
@@ -236,6 +132,8 @@ inline double tolerance(Math math) {
   }
 }
 
+constexpr bool leaks(Primitive primitive) { return primitive >= Primitive::leaky_rate; }
+
 // The kernels on the plan of `args`, whose workspace holds what it may.
 template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
           Primitive primitive>
@@ -247,7 +145,16 @@ void solve(KernelArgs args, int64_t resident_teams) {
   using Packed = Product<math, kRowTiles, kFragments == 0 ? kRowTiles : kFragments>;
   run_one_by_one([&] { pack_kernel<Packed>(args); }, pack_blocks(plan, p.H, p.G), plan.threads);
   if constexpr (kFragments == 0) {
-    const auto kernel = [&] { step_kernel<StreamedProduct<math, kRowTiles>, primitive>(args); };
+    using Streamed = StreamedProduct<math, kRowTiles>;
+    const auto kernel = [&] {
+      if constexpr (leaks(primitive)) {
+        leaky_step_kernel<Streamed>(args);
+      } else if (plan.step == Step::clipped) {
+        clipped_step_kernel<Streamed>(args);
+      } else {
+        step_kernel<Streamed, primitive>(args);
+      }
+    };
     const int64_t ctas = plan.teams * plan.ctas;
     for (args.step = 0; args.step < launches(plan, p); ++args.step) {
       run_together(kernel, 0, ctas, ctas, plan.threads, 1, plan.shared_bytes);
@@ -272,7 +179,8 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   using Storage = typename OpsOf<math>::Storage;
   std::mt19937 generator(7);
   KernelArgs args{};
-  args.plan = plan_of(math, cut, shape, kRowTiles, kFragments);
+  const Step step = leaks(primitive) ? Step::leaky : options.clip > 0 ? Step::clipped : Step::plain;
+  args.plan = plan_of(math, cut, shape, kRowTiles, kFragments, step);
   Problem& p = args.problem;
   p.primitive = primitive;
   p.phi = options.phi;
@@ -294,11 +202,12 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
 
   const int64_t elements = rows * p.G * p.H, states = p.G * p.B * p.H;
   Numbers<Storage> drive(elements), factor(elements), out(elements), initial(states), last(states);
-  Numbers<Storage> replacement(states);
+  Numbers<Storage> replacement(states), keep(elements), gain(elements), rate(elements);
   Numbers<Storage> weight(p.G * p.H * p.H);
   drive.draw(generator, 1), factor.draw(generator, 1), initial.draw(generator, 1);
   replacement.draw(generator, 1);
   weight.draw(generator, 1.5 / std::sqrt(static_cast<double>(p.H)));
+  keep.draw(generator, 1), gain.draw(generator, 1);
   if (options.infinite) weight.data()[1] = stored<Storage>(INFINITY);
   const auto sequence = [&](Numbers<Storage>& numbers, bool still) {
     return Sequence{numbers.data(), packed || still ? 0 : p.B * p.G * p.H, p.G * p.H, p.H};
@@ -306,20 +215,34 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   p.weight = {weight.data(), p.H * p.H, p.H, 1};
   if (options.transposed) std::swap(p.weight.row, p.weight.column);
   if (options.drive) p.drive = sequence(drive, options.still);
-  if (primitive == Primitive::linear) p.factor = sequence(factor, options.still);
-  if (options.initial) p.initial = {initial.data(), p.B * p.H, p.H};
+  constexpr bool has_factor = primitive == Primitive::linear || primitive == Primitive::outer ||
+                              primitive == Primitive::inner;
+  constexpr bool has_rate =
+      primitive == Primitive::leaky_rate || primitive == Primitive::leaky_voltage;
+  if (has_factor) p.factor = sequence(factor, options.still);
+  if (leaks(primitive)) p.keep = sequence(keep, options.still);
+  if (primitive == Primitive::leaky_rate) p.gain = sequence(gain, options.still);
+  if (has_rate) p.rate = sequence(rate, false);
+  if (options.initial && !(leaks(primitive) && has_factor))
+    p.initial = {initial.data(), p.B * p.H, p.H};
   const std::unique_ptr<bool[]> mask(new bool[static_cast<size_t>(rows * p.G)]);
   for (int64_t i = 0; i < rows * p.G; ++i) mask[i] = generator() % 3 == 0;
   if (options.reset) p.cuts = {mask.get(), packed ? 0 : p.B * p.G, p.G, 1, {}, 0};
   if (options.replacement) p.cuts.replacement = {replacement.data(), p.B * p.H, p.H};
   p.cuts.window = options.window;
+  if (options.clip > 0) p.clip = {Clip::Kind::value, options.clip};
   // The recurrence writes h over u.
   p.out = sequence(primitive == Primitive::recurrence ? drive : out, false);
-  p.last = {last.data(), p.B * p.H, p.H};
+  if (!leaks(primitive)) p.last = {last.data(), p.B * p.H, p.H};
 
   std::vector<double> expected(static_cast<size_t>(elements), NAN);
   std::vector<double> expected_last(static_cast<size_t>(states), NAN);
-  reference<Storage>(p, expected, expected_last);
+  std::vector<double> expected_rate(static_cast<size_t>(elements), NAN);
+  if constexpr (leaks(primitive)) {
+    leaky_reference<Storage>(p, expected, expected_rate);
+  } else {
+    reference<Storage>(p, expected, expected_last);
+  }
 
   const Plan& plan = args.plan;
   std::vector<std::byte> workspace(static_cast<size_t>(workspace_bytes(plan, p.H, p.G) + 128),
@@ -340,8 +263,10 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
     }
   };
   compare(primitive == Primitive::recurrence ? drive : out, expected);
-  compare(last, expected_last);
-  const bool fences = drive.fences_hold() && out.fences_hold() && last.fences_hold();
+  if (has_rate) compare(rate, expected_rate);
+  if (!leaks(primitive)) compare(last, expected_last);
+  const bool fences =
+      drive.fences_hold() && out.fences_hold() && last.fences_hold() && rate.fences_hold();
   const bool good = error <= tolerance(plan.math) && fences;
   if (!good) ++failures;
   std::printf("%s %s error %.3g%s\n", good ? "ok" : "FAILED", name.c_str(), error,
@@ -386,6 +311,39 @@ inline const std::vector<std::pair<std::string, Options>> kCutRecurrence = {
     {"tanh,reset,no initial", {.initial = false, .reset = true}},
 };
 
+// A clipped adjoint.
+inline const std::vector<std::pair<std::string, Options>> kClippedAdjoint = {
+    {"given", {.phi = Phi::given, .adjoint = true, .clip = 0.6}},
+    {"tanh,no drive", {.adjoint = true, .drive = false, .clip = 0.4}},
+    {"relu,reset and window",
+     {.phi = Phi::relu,
+      .adjoint = true,
+      .initial = false,
+      .reset = true,
+      .window = 2,
+      .clip = 0.6}},
+    {"infinite", {.phi = Phi::identity, .adjoint = true, .infinite = true, .clip = 0.6}},
+};
+
+// The primitives with a leak, without cuts and with whatever cuts them.
+inline const std::vector<std::pair<std::string, Options>> kLeakyRecurrence = {
+    {"tanh", {}},
+    {"relu,still", {.phi = Phi::relu, .still = true}},
+    {"sigmoid,replaced", {.phi = Phi::sigmoid, .reset = true, .replacement = true}},
+    {"softplus,reset,transposed", {.phi = Phi::softplus, .transposed = true, .reset = true}},
+    {"identity,replaced", {.phi = Phi::identity, .reset = true, .replacement = true}},
+};
+inline const std::vector<std::pair<std::string, Options>> kLeakyLinear = {
+    {"forward", {.phi = Phi::given}},
+    {"adjoint", {.phi = Phi::given, .adjoint = true}},
+    {"adjoint,still,transposed",
+     {.phi = Phi::given, .adjoint = true, .still = true, .transposed = true}},
+    {"reset", {.phi = Phi::given, .reset = true}},
+    {"reset,adjoint", {.phi = Phi::given, .adjoint = true, .reset = true}},
+    {"window", {.phi = Phi::given, .window = 3}},
+    {"reset and window,adjoint", {.phi = Phi::given, .adjoint = true, .reset = true, .window = 2}},
+};
+
 // Both directions, rows that leave and join, and more rows than one team carries.
 inline const Shape kPacked{
     .B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
@@ -415,6 +373,33 @@ void run_cuts(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kCutRecurrence) {
     run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
                                                                       shape, options);
+  }
+}
+
+// Every primitive with a leak.
+template <Math math, int kRowTiles>
+void run_leaky(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kLeakyRecurrence) {
+    const std::string in = "[" + words + "]";
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::leaky_rate>(name + " rate" + in, cut,
+                                                                     shape, options);
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::leaky_voltage>(name + " voltage" + in, cut,
+                                                                        shape, options);
+  }
+  for (const auto& [words, options] : kLeakyLinear) {
+    const std::string in = "[" + words + "]";
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::outer>(name + " outer" + in, cut, shape,
+                                                                options);
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(name + " inner" + in, cut, shape,
+                                                                options);
+  }
+}
+
+template <Math math, int kRowTiles>
+void run_clipped(const std::string& name, const Cut& cut, const Shape& shape) {
+  for (const auto& [words, options] : kClippedAdjoint) {
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::linear>(name + " clipped[" + words + "]",
+                                                                 cut, shape, options);
   }
 }
 

@@ -26,6 +26,7 @@ void cases() {
   run_cuts<Math::fp32, 2, 0, ExchangeLaunches>("fp32 cut", cut, two_ways);
   Shape leaving = kPacked;
   leaving.H = 71;
+  run_clipped<Math::fp32, 2>("fp32", cut, {.T = 3, .B = 3, .H = 71});
   run_cuts<Math::fp32, 2, 0, ExchangeLaunches>("fp32 packed, cut", cut, leaving);
 }
 
