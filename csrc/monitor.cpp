@@ -60,12 +60,12 @@ bool is_due(int64_t key) {
 
 using Maybe = std::optional<Tensor>;
 
-void observe(int64_t key, const Maybe& g, const Maybe& g_n, const Tensor& h, const Tensor& weight,
+void observe(int64_t key, const Maybe& g, const Tensor& h, const Tensor& weight,
              const std::optional<std::vector<Maybe>>& rest, int64_t outputs, int64_t window) {
   if (!is_due(key)) return;
   using torch::stable::detail::from;
-  StableIValue stack[] = {from(key),    from(g),    from(g_n),     from(h),
-                          from(weight), from(rest), from(outputs), from(window)};
+  StableIValue stack[] = {from(key),  from(g),       from(h),     from(weight),
+                          from(rest), from(outputs), from(window)};
   // The stable interface tells that it failed, and not how; `read` prints that.
   STD_TORCH_CHECK(
       torch_call_dispatcher("fused_bptt::read", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS,

@@ -921,7 +921,7 @@ is_due = torch.ops.fused_bptt.is_due.default
 
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OBSERVED = (
-    "(int key, Tensor? g, Tensor? g_n, Tensor h, Tensor weight, Tensor?[]? rest=None, "
+    "(int key, Tensor? g, Tensor h, Tensor weight, Tensor?[]? rest=None, "
     "int outputs=1, int window=0) -> ()"
 )
 

@@ -621,6 +621,7 @@ def test_other_refusals() -> None:
     assert "expected names among weight_ih_l0" in refuse({"weight_ih": torch.zeros(4, 3)})
     assert "got 'W_ih'" in refuse({"W_ih": torch.zeros(4, 3)})
     assert "weight_ih_l0: expected an array of numbers" in refuse({"weight_ih_l0": "many"})
+    assert "(complex numbers)" in refuse({"bias_ih_l0": [1j, 2, 3, 4]})
     assert "weight_ih_l0: expected an array of numbers" in refuse({"weight_ih_l0": [[1], [1, 2]]})
     assert refuse([1.0]) == "numbers: expected a mapping of names, got list"
     two = nn.RNN(3, 4, num_layers=2)

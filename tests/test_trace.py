@@ -268,6 +268,7 @@ def test_refusals_say_name_expected_and_got() -> None:
     assert "x: expected a Tensor, got PackedSequence" in refuse(rnn, packed)
     assert refuse(rnn, x.numpy()) == "x: expected a Tensor, got ndarray"
     assert refuse(rnn, x, [0.0]) == "hx: expected a Tensor, got list"
+    assert "Expected hidden size (2, 3, 5), got [3, 3, 5]" in refuse(rnn, x, x.new_zeros(3, B, H))
     assert refuse(nn.Linear(2, 3), x).endswith("got Linear")
     other = fused_bptt.RNN(INPUTS, H, nonlinearity="softplus")
     assert refuse(other, x) == "nonlinearity: expected 'tanh' or 'relu', got 'softplus'"

@@ -195,10 +195,10 @@ def _shares(told: Lesson) -> str:
 
 
 def _three_ways(told: Lesson) -> str:
-    rows: list[tuple[str, ...]] = [("", *told.gradients)]
+    rows: list[tuple[str, ...]] = []
     for name in lesson.PARAMETERS:
-        ways = told.gradients.values()
-        rows.append((name, *(words.matrix(values[name]) for values in ways)))
+        for i, (way, values) in enumerate(told.gradients.items()):
+            rows.append((name if i == 0 else "", way, words.matrix(values[name])))
     return (
         "THREE WAYS TO ONE GRADIENT\n"
         f"{_table(rows)}\nLargest difference: {told.furthest_apart:.1e}."

@@ -129,6 +129,8 @@ def _as_tensor(label: str, given: Any, dtype: torch.dtype) -> tuple[Tensor, floa
         if isinstance(given, (list, tuple)) and any(isinstance(each, Tensor) for each in given):
             given = torch.stack([torch.as_tensor(each) for each in given])
         values = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        if values.is_complex():
+            raise TypeError("complex numbers")
         wide = values.detach().double().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{label}: expected an array of numbers, got {given!r} ({error})") from None

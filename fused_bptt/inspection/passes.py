@@ -179,11 +179,11 @@ class _Tap(torch.autograd.Function):
         *lower, h = kept[: ctx.count]
         *others, weight = kept[ctx.count :]
         # Every argument costs a compiled step some time, and a list most.
-        rest: list[Any] | None = [*lower_gradients, *lower, *others]
-        if all(each is None for each in [*lower, *others]):
+        rest: list[Any] | None = [*lower_gradients, *lower, g_n, *others]
+        if all(each is None for each in [*lower, g_n, *others]):
             rest = None
         ask: Callable[..., None] = _read if ctx.due else _ops.observe
-        ask(ctx.key, g, g_n, h, weight, rest, ctx.count, ctx.window)
+        ask(ctx.key, g, h, weight, rest, ctx.count, ctx.window)
         return (None, None, None, None, *gradients, *[None] * (len(kept) - ctx.count))
 
 
@@ -201,7 +201,6 @@ readers: weakref.WeakValueDictionary[int, Reader] = weakref.WeakValueDictionary(
 def _read(
     key: int,
     g: Tensor | None,
-    g_n: Tensor | None,
     h: Tensor,
     weight: Tensor,
     rest: list[Tensor | None] | None = None,
@@ -212,14 +211,14 @@ def _read(
     reader = readers.get(key)
     if reader is None:
         return
-    states: list[Any] = list(rest or Given())
+    states: list[Any] = list(rest or [None, *Given()])
     below, start = outputs - 1, 2 * (outputs - 1)
-    end = start + len(Given._fields)
+    end = start + 1 + len(Given._fields)
     done = Pass(
         [*states[below:start], h],
         [*states[:below], g],
-        g_n,
-        Given(*states[start:end]),
+        states[start],
+        Given(*states[start + 1 : end]),
         window,
         [*states[end:], weight],
     )

@@ -276,6 +276,9 @@ def trace(
         states = None if states is None else states.unsqueeze(1)
     if states is None:
         states = start.new_zeros(rnn.num_layers * directions, start.size(1), rnn.hidden_size)
+    expected = (rnn.num_layers * directions, start.size(1), rnn.hidden_size)
+    if states.shape != expected:
+        raise RuntimeError(f"Expected hidden size {expected}, got {list(states.shape)}")
     start.requires_grad_()
 
     inputs, outputs, lasts = [start], [], []
