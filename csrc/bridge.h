@@ -694,7 +694,7 @@ inline BridgedLayer bridge_leaky_layer_backward(
   if (g) p.drive = sequence("g", *g);
   if (g_rate) p.rate = sequence("g_rate", *g_rate);
 
-  bridged.ends = empty({4, p.G, p.B, p.H}, x);
+  bridged.ends = empty({reset ? 4 : 2, p.G, p.B, p.H}, x);
   char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
   const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
   const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
@@ -729,7 +729,9 @@ inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
-    const std::optional<Tensor>& reset) {
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
+    int64_t before) {
+  check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
     if (!bar) return nullptr;
@@ -738,9 +740,10 @@ inline BridgedLayer bridge_layer_backward_into(
     check(bar->is_contiguous(), name, ": expected to be contiguous");
     return bar->mutable_data_ptr();
   };
-  BridgedLayer bridged =
-      bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
-                            nonlinearity, false, false, false, false, reset, {}, 0, 0, 0, 0);
+  BridgedLayer bridged = bridge_layer_backward(
+      g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
+      false, false, false, reset, reset_state, window, 0, 0, 0);
+  bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
   layer.x_bar = owned("x_bar", x_bar, {x.sizes().begin(), x.sizes().end()}, "that of x");

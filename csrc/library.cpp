@@ -69,10 +69,10 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
       "int? seed=None) -> (Tensor, Tensor, Tensor)");
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
-  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [4, G,
-  // B, H]: the cotangents of W h_0 and of keep * h_0, and the sums of both over the steps that
-  // began with a replaced state, which mean something only with reset. sent_*: what W multiplies of
-  // a state, r without gain.
+  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [2, G,
+  // B, H]: the cotangents of W h_0 and of keep * h_0; with reset [4, G, B, H]: and the sums of both
+  // over the steps that began with a replaced state. sent_*: what W multiplies of a state, r
+  // without gain.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
@@ -84,12 +84,14 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
   // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)
   // steps, from the walk's beginning to its end, give the bits that one call for all steps does.
-  // Gives the gradient of h0.
+  // `before` steps of the whole come before these: window counts from there. Gives the gradient of
+  // h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
-      "Tensor(d!)? bias_bar, Tensor? reset=None) -> Tensor");
+      "Tensor(d!)? bias_bar, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
+      "int before=0) -> Tensor");
   m.def("chunk_steps(int B) -> int");
   // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
   // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key

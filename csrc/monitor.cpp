@@ -20,10 +20,15 @@ using torch::stable::Tensor;
 /// What a monitor's clock holds. The monitor may write it at any time.
 enum Clock { kPasses, kEvery, kDue, kClockSize };
 
+struct Held {
+  Tensor clock;
+  double* values;
+};
+
 /// The clocks of the monitors that are open; never destroyed, as torch may be gone by then.
 struct Clocks {
   std::mutex mutex;
-  std::unordered_map<int64_t, Tensor> of;
+  std::unordered_map<int64_t, Held> of;
 };
 
 Clocks& clocks() {
@@ -39,14 +44,14 @@ void watch(int64_t key, const std::optional<Tensor>& clock) {
                       clock->is_cpu() && clock->dim() == 1 && clock->size(0) == kClockSize &&
                       clock->is_contiguous(),
                   "clock: expected float64 [3] on the CPU");
-  clocks().of.emplace(key, *clock);
+  clocks().of.emplace(key, Held{*clock, static_cast<double*>(clock->mutable_data_ptr())});
 }
 
 bool is_due(int64_t key) {
   const std::lock_guard<std::mutex> lock(clocks().mutex);
   const auto found = clocks().of.find(key);
   if (found == clocks().of.end()) return false;
-  double* clock = static_cast<double*>(found->second.mutable_data_ptr());
+  double* clock = found->second.values;
   const double before = clock[kPasses]++;
   if (clock[kEvery] > 0) return std::fmod(before, clock[kEvery]) == 0;
   const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
@@ -55,7 +60,7 @@ bool is_due(int64_t key) {
 
 using Maybe = std::optional<Tensor>;
 
-void observe(int64_t key, const Maybe& g, const Maybe& g_n, const Maybe& h, const Maybe& weight,
+void observe(int64_t key, const Maybe& g, const Maybe& g_n, const Tensor& h, const Tensor& weight,
              const std::optional<std::vector<Maybe>>& rest, int64_t outputs, int64_t window) {
   if (!is_due(key)) return;
   using torch::stable::detail::from;

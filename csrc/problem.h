@@ -60,8 +60,10 @@ struct Cuts {
   int64_t step, row, group;
   State replacement;  // [G, B, H]; null in an adjoint
   // Linear recurrence: beside these, all rows carry zero over the boundaries k * window, k > 0. 0:
-  // none.
+  // none. Steps are counted from that of a whole sequence of which `before` steps come before
+  // these.
   int64_t window;
+  int64_t before;
 };
 
 // What BPTT does to the cotangent of every state, a_t = g_t + W^T q_{t+1}, before the slope
@@ -181,10 +183,13 @@ inline int64_t first_row(const Problem& p, int64_t t) {
 // Whether the state that is carried is apart from what W multiplies.
 inline bool has_leak(const Problem& p) { return p.primitive >= Primitive::leaky_rate; }
 
-// Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
-inline bool may_cut(const Problem& p, int64_t t) {
-  return p.cuts.mask || (p.cuts.window > 0 && t > 0 && t % p.cuts.window == 0);
+// Whether the window cuts all rows at boundary t.
+inline bool window_cuts(const Problem& p, int64_t t) {
+  return p.cuts.window > 0 && t > 0 && (p.cuts.before + t) % p.cuts.window == 0;
 }
+
+// Whether anything may be cut at boundary t; `cut_at` says whether the mask cuts a row there.
+inline bool may_cut(const Problem& p, int64_t t) { return p.cuts.mask || window_cuts(p, t); }
 
 inline bool cut_at(const Problem& p, int64_t g, int64_t t, int64_t b) {
   const Cuts& c = p.cuts;

@@ -128,7 +128,10 @@ def linear_recurrence(
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """``function.apply``; under a transform without reading the signature anew: 30 us a call."""
+    """``function.apply``; under a transform without reading the signature anew: 30 us a call.
+
+    What ``apply`` calls then has no public name.
+    """
     if torch._C._are_functorch_transforms_active():
         return custom_function_call(function, *arguments)
     return function.apply(*arguments)  # type: ignore[no-untyped-call]

@@ -392,6 +392,9 @@ def layer_backward_(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
@@ -406,6 +409,8 @@ def layer_backward_(
         weight_ih_bar, weight_hh_bar, bias_bar: are added to; contiguous, of the shapes of the
             gradients; what is not needed is None.
         reset: as in :func:`recurrence_`, of these steps.
+        reset_state, window: as in :func:`layer_backward`, of the whole sequence.
+        before: steps of it that come before these. Between the parts the caller cuts.
 
     Returns:
         The gradient of h0.
@@ -429,6 +434,9 @@ def layer_backward_(
         weight_hh_bar,
         bias_bar,
         reset,
+        reset_state,
+        window,
+        before,
     )
 
 
@@ -546,8 +554,9 @@ def leaky_layer_backward(
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
-        it is not needed or has no tensor; and, [4, G, B, H], the cotangents of W h_0 and of keep ⊙
-        h_0, and the sums of both over the steps that began with a replaced state (with ``reset``).
+        it is not needed or has no tensor; and, [2, G, B, H], the cotangents of W h_0 and of keep ⊙
+        h_0; with ``reset`` [4, G, B, H]: and the sums of both over the steps that began with a
+        replaced state.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -749,9 +758,12 @@ def _(
     weight_hh_bar: Tensor | None,
     bias_bar: Tensor | None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    window: int = 0,
+    before: int = 0,
 ) -> Tensor:
     written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
-    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset)
+    _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)
     return h0.new_empty(h0.shape)
 
 
@@ -825,7 +837,7 @@ def _(
         like(keep, need_leak),
         like(gain, need_leak),
         x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
-        initial.new_empty(4, *initial.shape),
+        initial.new_empty(2 if reset is None else 4, *initial.shape),
     )
 
 
@@ -909,7 +921,7 @@ is_due = torch.ops.fused_bptt.is_due.default
 
 _library = torch.library.Library("fused_bptt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OBSERVED = (
-    "(int key, Tensor? g, Tensor? g_n, Tensor? h, Tensor? weight, Tensor?[]? rest=None, "
+    "(int key, Tensor? g, Tensor? g_n, Tensor h, Tensor weight, Tensor?[]? rest=None, "
     "int outputs=1, int window=0) -> ()"
 )
 
@@ -918,7 +930,8 @@ def _define_observe() -> Callable[..., None]:
     """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
     It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
-    computes an argument again to have it in other strides.
+    computes g twice: with any other tag, or none, Inductor does, once for each operator that reads
+    it.
     """
     _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
     torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)

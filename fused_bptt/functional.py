@@ -145,17 +145,21 @@ def rnn(
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
             walked packed and nothing past the end is computed. On an accelerator, under
-            ``torch.compile``, ``torch.export`` and the transforms of ``torch.func`` the numbers are
-            never copied to the host: the padded batch is walked and masked, a number out of range
-            is a RuntimeError (a GPU's, when it comes to it), random masks are another draw than
-            the packed walk's, and ``reset`` with ``bidirectional`` takes neither ``hx`` nor
-            ``reset_state``, as the end of a row and its resets would need two states for one.
-            Default None: every row has T steps.
+            ``torch.compile``, ``torch.export`` and the transforms of ``torch.func``, and with
+            ``checkpoint_every``, the padded batch is walked and masked. There the numbers are never
+            copied to the host: one out of range is a RuntimeError (a GPU's, when it comes to it);
+            random masks are another draw than the packed walk's; and ``reset`` with
+            ``bidirectional`` takes neither ``hx`` nor ``reset_state``, as the end of a row and its
+            resets would need two states for one. Default None: every row has T steps.
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
-            the plain call. Dropout masks are another draw than the plain call's. No effect under
-            ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+            the plain call; with ``lengths``, zoneout, recurrent dropout or a ``reset_state`` that
+            has a gradient, and elsewhere, they are the same sums in another order. Random masks are
+            drawn from a seed, and are others than the plain call's. Each layer's output is made
+            where it is returned, and with ``lengths``. In one direction (the second reads each
+            layer's output from its end), and not for a PackedSequence (use ``lengths``). No effect
+            under ``torch.compile`` and ``torch.func``. Default None: every state is kept.
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
@@ -163,8 +167,7 @@ def rnn(
             Default 0.
         zoneout: p, the probability that a unit keeps its state in a step, h_t = m_t ⊙ h_{t-1} +
             (1 - m_t) ⊙ φ(z_t) (Krueger et al., 2016); m_t is drawn for each step, row and unit,
-            and without ``training`` it is p. Not together with ``recurrent_dropout``, and neither
-            with ``checkpoint_every``. Default 0.
+            and without ``training`` it is p. Not together with ``recurrent_dropout``. Default 0.
         generator: draws what these two need, layer after layer; on the device of input. Default
             None: torch's own, the only one that ``torch.utils.checkpoint`` puts back before it
             computes a pass again; with another there, an error.
@@ -179,8 +182,6 @@ def rnn(
         ValueError, RuntimeError: an argument does not fit, in ``nn.RNN``'s words where it has some.
     """
     if lengths is not None:
-        if checkpoint_every is not None:
-            raise ValueError("checkpoint_every: expected no lengths, got some")
         return _of_lengths(
             input,
             hx,
@@ -197,6 +198,7 @@ def rnn(
             training=training,
             bidirectional=bidirectional,
             bptt_window=bptt_window,
+            checkpoint_every=checkpoint_every,
             clip_state_grad=clip_state_grad,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
@@ -207,10 +209,6 @@ def rnn(
     if recurrent_dropout or zoneout:
         noise = StateNoise(recurrent_dropout, zoneout, training, generator)
         noise.check()
-        if checkpoint_every is not None:
-            raise ValueError(
-                "checkpoint_every: expected no recurrent_dropout and no zoneout, got one"
-            )
         noise = None if noise.none() else noise
     clip = None
     if clip_state_grad is not None:
@@ -224,17 +222,20 @@ def rnn(
         _check_reset(reset, input, reset_state)
     phi = _check_options(weights, nonlinearity, bias, num_layers, dropout, bidirectional)
     if checkpoint_every is not None:
-        packed = isinstance(input, PackedSequence)
-        _check_checkpoint(checkpoint_every, packed, bidirectional, return_all_layers)
-        if reset_state is not None or bptt_window:
-            raise ValueError("checkpoint_every: expected no reset_state and no bptt_window")
+        _check_checkpoint(checkpoint_every, isinstance(input, PackedSequence), bidirectional)
     if state_batch_first and hx is not None and hx.dim() == 3:
         hx = hx.transpose(0, 1)
     if state_batch_first and reset_state is not None and reset_state.dim() == 3:
         reset_state = reset_state.transpose(0, 1)
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._functorch.is_batchedtensor(batch_sizes):
+            raise ValueError(
+                "batch_sizes: expected lengths that are the same for all under vmap, got some of "
+                "each (padded input, or one packed batch without vmap, may have them)"
+            )
+        if hx is not None and compiling:
             rows = hx.size(-2)  # what batch_sizes holds is not known yet; the operator compares
         else:
             rows = int(batch_sizes[0]) if batch_sizes.numel() else 0
@@ -287,13 +288,24 @@ def rnn(
         return data.transpose(0, 1) if batch_first else data
 
     per_direction = 4 if bias else 2
-    outputs, last_states = [], []
+    outputs: list[Tensor] = []
+    last_states = []
     if checkpoint_every is not None and _checkpoint.useful():
         rate = dropout if training and num_layers > 1 else 0.0
-        data, last = _checkpoint.layers(
-            data.contiguous(), hx, phi, checkpoint_every, rate, reset, weights
+        outputs, last = _checkpoint.layers(
+            data.contiguous(),
+            hx,
+            phi,
+            checkpoint_every,
+            rate,
+            reset,
+            reset_state,
+            bptt_window,
+            noise,
+            return_all_layers,
+            weights,
         )
-        outputs, last_states, num_layers = [data], [last], 0
+        data, last_states, num_layers = outputs[-1], [last], 0
     for depth in range(num_layers):
         begin, end = depth * directions, (depth + 1) * directions
         of_layer = (
@@ -358,7 +370,11 @@ def _of_lengths(
         raise RuntimeError(f"hx: expected dtype {input.dtype} (that of input), got {hx.dtype}")
     if reset is not None:
         _check_reset(reset, input, reset_state)
-    walk = _walk_packed if T == 0 or readable(lengths) else _walk_masked
+    packed = readable(lengths)
+    if packed:
+        check_range(lengths, T)
+        packed = options["checkpoint_every"] is None or T == 0
+    walk = _walk_packed if packed or T == 0 else _walk_masked
     outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
     if batch_first:
         outputs = [output.transpose(0, 1) for output in outputs]
@@ -379,7 +395,6 @@ def _walk_packed(
     options: dict[str, Any],
 ) -> tuple[list[Tensor], Tensor]:
     """The outputs that are asked for, and the last states, of a packed sequence of the rows."""
-    check_range(lengths, input.size(0))
     hx = input.new_zeros(shape) if hx is None else hx
     ragged = Ragged(lengths, input.size(0))
     output, last = rnn(
@@ -514,7 +529,7 @@ def _check_clip(
     return _CLIPS[kind], float(limit)
 
 
-def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers: bool) -> None:
+def _check_checkpoint(every: int, packed: bool, bidirectional: bool) -> None:
     if every < 1:
         raise ValueError(f"checkpoint_every: expected a number of steps >= 1, got {every}")
     if packed:
@@ -523,11 +538,6 @@ def _check_checkpoint(every: int, packed: bool, bidirectional: bool, all_layers:
         raise ValueError(
             "checkpoint_every: expected one direction, got bidirectional=True "
             "(the second direction reads each layer's whole output from its end)"
-        )
-    if all_layers:
-        raise ValueError(
-            "checkpoint_every: expected return_all_layers=False, got True "
-            "(each layer's output would be kept)"
         )
 
 

@@ -606,7 +606,17 @@ def test_wrong_shapes_are_told_in_words(name: str, shape: tuple[int, ...], says:
     assert says in said
 
 
+def test_numbers_that_are_not_finite_are_told() -> None:
+    rows = torch.zeros(STEPS, HIDDEN, INPUTS)
+    rows[2, 0, 1] = float("nan")
+    found = found_with("tanh", {"weight_ih_l0": rows})
+    assert found.verdict == "unknown"
+    assert found.notes == ("weight_ih_l0: 1 of 60 numbers is not finite.",)
+
+
 def test_other_refusals() -> None:
+    said = raised(lambda: diagnose(nn.Linear(2, 3), torch.zeros(5, 3), {"q": []}))[1]  # type: ignore[arg-type]
+    assert said == "rnn: expected a fused_bptt.RNN or torch.nn.RNN, got Linear"
     assert "expected at least one of weight_ih_l0" in refuse({})
     assert "expected names among weight_ih_l0" in refuse({"weight_ih": torch.zeros(4, 3)})
     assert "got 'W_ih'" in refuse({"W_ih": torch.zeros(4, 3)})

@@ -448,60 +448,6 @@ def test_nan_and_infinity_are_where_the_composition_has_them(
 
 # ------------------------------------------------------------------------------------- registration
 
-TEST_UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-
-
-@pytest.mark.parametrize("problem", SMALL, ids=str)
-def test_opcheck(problem: Layer) -> None:
-    p = problem
-    h = forward(p, TANH)["h"]
-    for q in (p, p.without_biases()):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer.default, arguments(q, TANH), test_utils=TEST_UTILS
-        )
-    for q, need in ((p, (True,) * 4), (p.but(g=None), (False, True, False, True))):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer_backward.default,
-            (*backward_arguments(q, h, TANH), *need),
-            test_utils=TEST_UTILS,
-        )
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer_backward.default,
-            (*backward_arguments(q, h, TANH), *need),
-            {"members": 1},
-            test_utils=TEST_UTILS,
-        )
-
-
-@pytest.mark.parametrize("problem", SMALL, ids=str)
-def test_opcheck_of_sums_that_are_added_to(problem: Layer) -> None:
-    p = problem
-    h = forward(p, TANH)["h"]
-    x_bar, _, *sums = backward(p, h, TANH).values()
-    reset = torch.zeros(p.x.shape[:-1], dtype=torch.bool)
-    reset[-1:] = True
-    for bars, mask in (([x_bar, *sums], None), ([None, None, sums[1], None], reset)):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.layer_backward_.default,
-            (*backward_arguments(p, h, TANH), *bars, mask),
-            test_utils=TEST_UTILS,
-        )
-
-
-def test_opcheck_of_transposed_operands() -> None:
-    """The fake kernels promise the strides that the real ones give."""
-    p = Layer(4, 3, 6, 5, G=2, reverse_groups=1)
-    p = p.mapped(reversed_order)
-    h = reversed_order(forward(p, TANH)["h"])
-    torch.library.opcheck(
-        torch.ops.fused_bptt.layer.default, arguments(p, TANH), test_utils=TEST_UTILS
-    )
-    torch.library.opcheck(
-        torch.ops.fused_bptt.layer_backward.default,
-        (*backward_arguments(p, h, TANH), True, True, True, True),
-        test_utils=TEST_UTILS,
-    )
-
 
 def kinds(p: Layer, h: Tensor, need: tuple[bool, ...]) -> list[Any]:
     """Shape, strides and type of what both operators give."""

@@ -312,26 +312,6 @@ def test_the_same_bits_on_any_number_of_threads(threads: int, voltage: bool) -> 
 
 
 @each_form
-def test_opcheck(voltage: bool) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for p in PROBLEMS[1:3]:
-        case = Leaky(p, _ops.TANH, voltage, "reset")
-        operands = [case.operands[name] for name in NAMES[:5]]
-        cuts = (case.mask, case.operands["reset_state"])
-        torch.library.opcheck(
-            torch.ops.fused_bptt.leaky_recurrence.default,
-            (*operands, *case.walk, 0, *cuts),
-            test_utils=tests,
-        )
-        kinds = (p.batch_sizes, p.reverse_groups, voltage, True, 0, case.mask, 2)
-        torch.library.opcheck(
-            torch.ops.fused_bptt.leaky_linear.default,
-            (*(random(*p.v.shape, seed=i) for i in range(3)), p.weight, *kinds),
-            test_utils=tests,
-        )
-
-
-@each_form
 @pytest.mark.parametrize(("T", "B", "H"), [(0, 3, 5), (4, 0, 5), (4, 3, 0)])
 def test_nothing_to_do(T: int, B: int, H: int, voltage: bool) -> None:
     u, weight, initial = torch.ones(T, B, 2, H), torch.ones(2, H, H), torch.ones(2, B, H)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -252,26 +251,6 @@ def test_no_units(voltage: bool) -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-@each_form
-def test_opcheck(voltage: bool) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for p in PROBLEMS[1:3]:
-        case = Case(p, _ops.TANH, voltage, "reset")
-        *first, reset_state = (case.operands[name] for name in NAMES)
-        arguments = (*first, *case.walk, case.cuts[0], reset_state)
-        torch.library.opcheck(torch.ops.fused_bptt.leaky_layer.default, arguments, test_utils=tests)
-        state, rate, last = _ops.leaky_layer(*arguments)
-        x, weight_ih, weight_hh, _, keep, gain, initial, noise, _ = first
-        inputs = (x, weight_ih, weight_hh, keep, gain, initial, initial, noise)
-        for needs in itertools.product((True, False), repeat=2):
-            needed = (*needs, *needs, True)
-            torch.library.opcheck(
-                torch.ops.fused_bptt.leaky_layer_backward.default,
-                (state, None, last, state, rate, *inputs, *case.walk, *needed, case.cuts[0]),
-                test_utils=tests,
-            )
-
-
 def wrong(name: str, x: Tensor) -> Tensor:
     return x.new_zeros(*x.shape[:-1], x.size(-1) + 1)
 
@@ -303,15 +282,3 @@ def test_noise_and_a_seed_are_refused() -> None:
     *first, _ = (case.operands[name] for name in NAMES)
     with pytest.raises(RuntimeError, match=r"^seed: expected without noise, got both"):
         _ops.leaky_layer(*first, *case.walk, seed=1)
-
-
-def test_opcheck_of_drawing() -> None:
-    case = Case(PROBLEMS[1], _ops.TANH, False)
-    case.operands["noise"] = None
-    *first, _ = (case.operands[name] for name in NAMES)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for operator, arguments in (
-        (torch.ops.fused_bptt.leaky_layer.default, (*first, *case.walk, None, None, 3)),
-        (torch.ops.fused_bptt.normal.default, (torch.empty(3, 8), 2, 3)),
-    ):
-        torch.library.opcheck(operator, arguments, test_utils=tests)

@@ -458,8 +458,6 @@ def test_what_lengths_do_not_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
     x, lengths = torch.randn(3, 2, INPUTS), torch.tensor([1, 2])
     with pytest.raises(ValueError, match="lengths: expected with a padded batch, 3-D, got"):
         rnn(x[:, 0], lengths=lengths[:1])
-    with pytest.raises(ValueError, match="checkpoint_every: expected no lengths"):
-        rnn(x, lengths=lengths, checkpoint_every=2)
     with pytest.raises(RuntimeError, match=r"hx: expected shape \[1, 2, 6\], got \[1, 3, 6\]"):
         rnn(x, torch.zeros(1, 3, H), lengths=lengths)
     with pytest.raises(RuntimeError, match=r"hx: expected dtype torch\.float32"):

@@ -67,6 +67,162 @@ def test_every_kth_state_with_resets(share, dtype):
     assert_exact(found(*leaves, checkpoint_every=73, reset=reset), found(*leaves, reset=reset))
 
 
+def ends(output: Tensor | tuple[Tensor, ...], h_n: Tensor) -> list[Tensor]:
+    return [*output, h_n] if isinstance(output, tuple) else [output, h_n]
+
+
+def solved_with(module: RNN, x: Tensor, hx: Tensor, graph: bool = False, **options) -> Named:
+    """All outputs, and the gradients of everything, of reset_state too where it needs one."""
+    torch.manual_seed(7)
+    values = ends(*module(x, hx, **options))
+    leaves = {"x": x, "hx": hx, **dict(module.named_parameters())}
+    if (state := options.get("reset_state")) is not None and state.requires_grad:
+        leaves["reset_state"] = state
+    cotangents = [cotangent(y, seed) for seed, y in enumerate(values)]
+    bars = torch.autograd.grad(values, list(leaves.values()), cotangents, create_graph=graph)
+    found = {f"value {index}": value.detach() for index, value in enumerate(values)}
+    return found | dict(zip(leaves, bars, strict=True))
+
+
+def cuts(reset: bool, state: bool, window: int) -> dict:
+    generator = torch.Generator().manual_seed(8)
+    options: dict = {"bptt_window": window}
+    if reset:
+        options["reset"] = torch.rand(403, 7, generator=generator) < 0.1
+        options["reset"][403 - 146] = True  # where a block begins
+    if state:
+        values = torch.randn(2, 7, 20, dtype=torch.float64, generator=generator)
+        options["reset_state"] = values
+    return options
+
+
+STACK = Case("stack", T=403, B=7, I=3, H=20, num_layers=2)
+every_cut = pytest.mark.parametrize(
+    ("reset", "state", "window"),
+    [
+        (True, True, 0),
+        (False, False, 1),
+        (False, False, 10),
+        (False, False, 73),
+        (False, False, 403),
+        (True, False, 30),
+        (True, True, 257),
+    ],
+)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("every", [1, 200])
+@every_cut
+def test_every_kth_state_with_cuts_and_all_layers(reset, state, window, every, dtype):
+    """The bits of the plain call, wherever the windows of the sequence lie in a block."""
+    leaves = leaves_of(STACK, dtype)
+    options = cuts(reset, state, window) | {"return_all_layers": True}
+    if state:
+        options["reset_state"] = options["reset_state"].to(dtype)
+    found = solved_with(*leaves, checkpoint_every=every, **options)
+    assert_exact(found, solved_with(*leaves, **options))
+
+
+@every_cut
+def test_cuts_without_a_cotangent_of_the_output(reset, state, window):
+    """Where nothing comes from later steps, nothing goes on to earlier ones."""
+    leaves = leaves_of(STACK, torch.float64)
+    options = cuts(reset, state, window)
+    if state:
+        options["reset_state"].requires_grad_()
+    one = found(*leaves, both=False, checkpoint_every=73, **options)
+    assert_close(one, found(*leaves, both=False, **options))
+
+
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("window", [0, 30, 257])
+def test_learned_state_after_a_reset(window, every):
+    leaves = leaves_of(STACK, torch.float64)
+    options = cuts(True, True, window) | {"return_all_layers": True}
+    options["reset_state"].requires_grad_()
+    one = solved_with(*leaves, checkpoint_every=every, **options)
+    assert_close(one, solved_with(*leaves, **options))
+
+
+NOISE = ({"zoneout": 0.3}, {"recurrent_dropout": 0.3})
+either_noise = pytest.mark.parametrize("noise", NOISE, ids=["zoneout", "recurrent_dropout"])
+
+
+@either_noise
+@every_cut
+def test_masks_are_the_same_when_computed_again(reset, state, window, noise):
+    """A graph of the gradients is torch's own; without it, each block is computed again."""
+    _, x, hx = leaves_of(STACK, torch.float64)
+    module = RNN(3, 20, 2, dropout=0.2, dtype=torch.float64, **noise)
+    options = cuts(reset, state, window) | {"checkpoint_every": 73, "return_all_layers": True}
+    if state:
+        options["reset_state"].requires_grad_()
+    one = solved_with(module, x, hx, **options)
+    assert_close(one, solved_with(module, x, hx, True, **options))
+    first, again, other = (
+        module(x, hx, generator=torch.Generator().manual_seed(seed), **options)[0][0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@either_noise
+def test_noise_is_the_gradient_of_what_was_computed(noise):
+    case = Case("noise", T=9, B=3, I=2, H=5)
+    _, x, hx = leaves_of(case, torch.float64)
+    module = RNN(2, 5, 2, dtype=torch.float64, **noise)
+    hx = hx.detach().expand(2, 3, 5).clone().requires_grad_()
+    weights = list(module.parameters())
+
+    def call(x: Tensor, hx: Tensor, *_: Tensor) -> Tensor:
+        return module(x, hx, checkpoint_every=2, generator=torch.Generator().manual_seed(1))[0]
+
+    assert torch.autograd.gradcheck(call, (x, hx, *weights), fast_mode=True)
+
+
+def test_zoneout_of_every_step_is_its_own():
+    module = RNN(1, 50, zoneout=0.3)
+    x = torch.randn(100, 20, 1)
+    output, _ = module(x, checkpoint_every=10)
+    kept = (output[1:] == output[:-1]).detach().double()
+    assert abs(float(kept.mean()) - 0.3) < 5 * (0.21 / kept.numel()) ** 0.5
+    for dim in range(3):
+        scatter = 0.21 / kept.size(dim)
+        assert 0.8 < float(kept.mean(dim).var()) / scatter < 1.25
+    plain, cut = (module.eval()(x, **given)[0] for given in ({}, {"checkpoint_every": 10}))
+    torch.testing.assert_close(cut, plain)
+
+
+def test_recurrent_dropout_is_one_for_all_blocks():
+    """With W = 1, u = 0 and no phi, h_t / h_{t-1} is the mask."""
+    module = RNN(1, 50, bias=False, nonlinearity="identity", recurrent_dropout=0.3)
+    with torch.no_grad():
+        module.weight_hh_l0.copy_(torch.eye(50))
+    ones = torch.ones(1, 20, 50)
+    output, _ = module(torch.zeros(30, 20, 1), ones, checkpoint_every=7)
+    mask = output[0].detach()
+    assert set((0.7 * mask).round().unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(output.detach(), torch.stack([mask ** (t + 1) for t in range(30)]))
+
+
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("window", [0, 30])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_every_kth_state_with_lengths(nonlinearity, window, every):
+    case = Case("lengths", T=403, B=7, I=3, H=20, num_layers=2, nonlinearity=nonlinearity)
+    leaves = leaves_of(case, torch.float64)
+    lengths = torch.tensor([403, 0, 1, 100, 257, 256, 402])
+    options = cuts(True, True, window) | {"lengths": lengths}
+    options["reset_state"].requires_grad_()
+    for all_layers in (False, True):
+        options["return_all_layers"] = all_layers
+        one = solved_with(*leaves, checkpoint_every=every, **options)
+        assert_close(one, solved_with(*leaves, **options))
+
+
 def test_last_state_alone():
     leaves = leaves_of(CHECKPOINTED[8], torch.float64)
     assert_exact(found(*leaves, both=False, checkpoint_every=100), found(*leaves, both=False))
@@ -114,7 +270,14 @@ def test_derivative_of_the_derivative():
         bars = torch.autograd.grad(sum(v.square().sum() for v in first), list(module.parameters()))
         return dict(zip(dict(module.named_parameters()), bars, strict=True))
 
-    assert_close(second(checkpoint_every=1), second())
+    state = torch.randn(2, 3, module.hidden_size, dtype=torch.float64)
+    reset = torch.rand(200, 3) < 0.1
+    for options in ({}, {"bptt_window": 30}, {"reset": reset, "reset_state": state}):
+        assert_close(second(checkpoint_every=1, **options), second(**options))
+        if "reset_state" in options:
+            state.requires_grad_()
+            options["bptt_window"] = 30
+            assert_close(second(checkpoint_every=70, **options), second(**options))
 
 
 def test_transforms_go_through():
@@ -183,8 +346,6 @@ def test_operator_refuses_sums_that_do_not_fit():
     ("change", "words"),
     [
         ({"checkpoint_every": 0}, "checkpoint_every: expected a number of steps >= 1, got 0"),
-        ({"checkpoint_every": 2, "return_all_layers": True}, "expected return_all_layers=False"),
-        ({"checkpoint_every": 2, "bptt_window": 2}, "expected no reset_state and no bptt_window"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, words):

@@ -139,43 +139,6 @@ def test_nothing_to_do(T: int, B: int, G: int, H: int) -> None:
                 assert_exact({"last": last}, {"last": torch.zeros_like(h0) if s0 is None else s0})
 
 
-# The formula of the derivatives is an autograd.Function in Python, which no test of the operator's
-# own registration can see; test_derivatives.py checks it.
-TEST_UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-
-
-@pytest.mark.parametrize("problem", problems(FLOAT_TYPES)[4:32:3], ids=str)
-def test_opcheck(problem: Problem) -> None:
-    p = problem
-    torch.library.opcheck(
-        torch.ops.fused_bptt.recurrence_.default,
-        (p.v, p.weight, p.s0, p.batch_sizes, p.reverse_groups, TANH),
-        test_utils=TEST_UTILS,
-    )
-    for s0, adjoint in ((p.s0, False), (None, True)):
-        torch.library.opcheck(
-            torch.ops.fused_bptt.linear_recurrence.default,
-            (p.factor, p.v, p.weight, s0, p.batch_sizes, p.reverse_groups, TANH, adjoint),
-            test_utils=TEST_UTILS,
-        )
-
-
-def test_opcheck_of_transposed_operands() -> None:
-    """The fake kernel promises the strides that the real one gives."""
-    p = Problem(T=4, B=3, G=2, H=5)
-    v, factor = laid_out_otherwise(p.v), laid_out_otherwise(p.factor)
-    torch.library.opcheck(
-        torch.ops.fused_bptt.recurrence_.default,
-        (p.v.transpose(0, 1), p.weight, p.s0.new_zeros(2, 4, 5), None, 1, TANH),
-        test_utils=TEST_UTILS,
-    )
-    torch.library.opcheck(
-        torch.ops.fused_bptt.linear_recurrence.default,
-        (factor, v, p.weight, None, None, 1, GIVEN, True),
-        test_utils=TEST_UTILS,
-    )
-
-
 def dense(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 

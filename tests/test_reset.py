@@ -221,22 +221,6 @@ def test_compiled() -> None:
     assert_close(run(call), run(module))
 
 
-def test_opcheck() -> None:
-    p = Problem(T=4, B=3, G=2, H=5, reverse_groups=1)
-    cuts = (torch.rand(4, 3) < 0.5, cotangent(p.s0, 0))
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        torch.ops.fused_bptt.recurrence_.default,
-        (p.v, p.weight, p.s0, None, 1, _ops.TANH, 0, *cuts),
-        test_utils=tests,
-    )
-    torch.library.opcheck(
-        torch.ops.fused_bptt.linear_recurrence.default,
-        (p.factor, p.v, p.weight, None, None, 1, _ops.TANH, False, 0, *cuts, 2),
-        test_utils=tests,
-    )
-
-
 def test_no_steps() -> None:
     p = Problem(T=0, B=3, G=1, H=5)
     mask = torch.zeros(0, 3, dtype=torch.bool)

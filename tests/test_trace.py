@@ -123,9 +123,11 @@ def test_jacobians_are_autograds(nonlinearity: str) -> None:
     assert_close({"radii": found.spectral_radii()}, {"radii": radii})
 
 
-def test_norms_of_shares_are_those_of_the_shares() -> None:
+@pytest.mark.parametrize("rows", [1, B])
+def test_norms_of_shares_are_those_of_the_shares(rows: int) -> None:
     rnn = module()
-    found = fused_bptt.trace(rnn, *inputs(rnn), every_output)
+    x, hx = inputs(rnn)
+    found = fused_bptt.trace(rnn, x[:, :rows], hx[:, :rows], every_output)
     for name in ("W_ih", "W_hh", "b", "x"):
         expected = found.shares(name).flatten(1).norm(dim=1)
         assert_close({name: found.share_norms(name)}, {name: expected})
@@ -264,6 +266,11 @@ def test_refusals_say_name_expected_and_got() -> None:
     )
     packed = nn.utils.rnn.pack_sequence([x[:, 0]])
     assert "x: expected a Tensor, got PackedSequence" in refuse(rnn, packed)
+    assert refuse(rnn, x.numpy()) == "x: expected a Tensor, got ndarray"
+    assert refuse(rnn, x, [0.0]) == "hx: expected a Tensor, got list"
+    assert refuse(nn.Linear(2, 3), x).endswith("got Linear")
+    other = fused_bptt.RNN(INPUTS, H, nonlinearity="softplus")
+    assert refuse(other, x) == "nonlinearity: expected 'tanh' or 'relu', got 'softplus'"
     assert refuse(rnn, x, layer=2) == "layer: expected 0 to 1, got 2"
     assert "not bidirectional" in refuse(rnn, x, reverse=True)
     assert "at least one step" in refuse(rnn, x[:0])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from taped import taped_rnn
 from tolerance import Named, assert_close, assert_no_worse
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -360,6 +360,80 @@ def test_gradients_of_each_sample_twice(options: dict[str, Any]) -> None:
     assert_same(transformed, options)
 
 
+@every_option
+def test_gradients_of_each_sample_of_each_member(options: dict[str, Any]) -> None:
+    """Samples inside members, samples inside samples, and members inside samples."""
+    _, _, *shared = arguments(options)
+    _, _, *weights = arguments(options, 2)
+    data, hx, *_ = arguments(options, N)
+    numbers = tuple(range(2 + len(weights)))
+    inputs, members = (0, 0, *[None] * len(weights)), (None, None, *[0] * len(weights))
+
+    def transformed(f: Function) -> Any:
+        gradients = grad(weighted(f), argnums=numbers)
+        twice = (data.expand(2, *data.shape), torch.stack([hx, hx.cos()]))
+        return (
+            vmap(vmap(gradients, inputs), members)(data, hx, *weights),
+            vmap(vmap(gradients, members), inputs)(data, hx, *weights),
+            vmap(vmap(gradients, inputs), inputs)(*twice, *shared),
+        )
+
+    assert_same(transformed, options)
+
+
+def test_gradients_of_each_sample_as_opacus_takes_them() -> None:
+    """From hooks that keep a layer's input and its gradient, by vmap(grad) of one sample."""
+
+    class Output(fused_bptt.RNN):
+        """For its hooks, which know of one result alone."""
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)[0]
+
+    torch.manual_seed(0)
+    layer = Output(I, H, num_layers=2, bidirectional=True, batch_first=True, dtype=torch.float64)
+    model = nn.Sequential(layer, nn.Linear(2 * H, 1, dtype=torch.float64))
+    kept: dict[str, Tensor] = {}
+
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        kept["input"] = inputs[0].detach()
+
+    def keep_gradient(_: nn.Module, __: Any, outputs: tuple[Tensor, ...]) -> None:
+        kept["gradient"] = outputs[0].detach()
+
+    hooks = (
+        layer.register_forward_hook(keep_input),
+        layer.register_full_backward_hook(keep_gradient),
+    )
+    x = torch.randn(N, 5, I, dtype=torch.float64, requires_grad=True)
+    model(x).square().sum().backward()
+    weights = {name: value.detach() for name, value in layer.named_parameters()}
+
+    def of_sample(weights: Named, x: Tensor, g: Tensor) -> Tensor:
+        return (functional_call(layer, weights, (x.unsqueeze(0),)) * g.unsqueeze(0)).sum()
+
+    for hook in hooks:
+        hook.remove()
+    found = vmap(grad(of_sample), in_dims=(None, 0, 0))(weights, kept["input"], kept["gradient"])
+    for sample in range(N):
+        model.zero_grad()
+        model(x[sample : sample + 1]).square().sum().backward()
+        alone = {name: value.grad for name, value in layer.named_parameters()}
+        assert_close({name: value[sample] for name, value in found.items()}, alone)
+
+
+def test_lengths_of_each_member_are_refused() -> None:
+    """And what to do instead is said."""
+    _, hx, *weights = arguments({})
+
+    def of(data: Tensor, batch_sizes: Tensor) -> Tensor:
+        return fused_bptt.rnn(PackedSequence(data, batch_sizes), hx, weights)[1]
+
+    data = torch.randn(2, 5, I, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"batch_sizes: expected .* vmap.*padded"):
+        vmap(of)(data, torch.tensor([[3, 2], [3, 2]]))
+
+
 @pytest.mark.parametrize("batch_sizes", [None, (2, 1)])
 def test_gradients_of_each_sample_in_sixteen_bits(batch_sizes: Any) -> None:
     """Where no operator has a whole layer: the same as one sample after the other gives."""
@@ -441,12 +515,23 @@ def test_as_many_kernels_at_any_length() -> None:
                 value = first.square().sum()
             torch.autograd.grad(value, leaf)
 
-        per_sample = vmap(grad(weighted(ours), argnums=2), in_dims=(0, *[None] * 5))
+        inputs, members = (0, *[None] * 5), (None, None, *[0] * 4)
+        stacked = [value.expand(size, *value.shape) for value in weights]
+        per_sample = vmap(grad(weighted(ours), argnums=2), in_dims=inputs)
+        of_members = vmap(grad(weighted(ours), argnums=2), in_dims=members)
         for work in (
             lambda: order(2),
             lambda: order(3),
             lambda: jvp(of_weight, (weights[1],), (weights[1],)),
             lambda: per_sample(many, hx, *weights),
+            lambda: vmap(ours, inputs)(many, hx, *weights),
+            lambda: vmap(ours, members)(data, hx, *stacked),
+            lambda: vmap(vmap(ours, inputs), members)(many, hx, *stacked),
+            lambda: vmap(vmap(ours, members), inputs)(many, hx, *stacked),
+            lambda: of_members(data, hx, *stacked),
+            lambda: jvp(grad(of_weight), (weights[1],), (weights[1],)),
+            lambda: jacfwd(of_weight)(weights[1]),
+            lambda: hessian(of_weight)(weights[1]),
         ):
             with Walks() as walks:
                 work()
@@ -455,4 +540,4 @@ def test_as_many_kernels_at_any_length() -> None:
 
     few, many = counts(3, 2), counts(50, 40)
     assert few == many
-    assert [walks for walks, _ in few] == [4, 8, 2, 2]
+    assert [walks for walks, _ in few] == [4, 8, 2, 2, 1, 1, 1, 1, 2, 4, 2, 4]

@@ -366,7 +366,7 @@ class Walk {
   // Replaces what is carried over boundary t by the rows that are cut there.
   void cut(C* carry, int64_t t) const {
     if (!may_cut(p_, t)) return;
-    const bool all = p_.cuts.window > 0 && t > 0 && t % p_.cuts.window == 0;
+    const bool all = window_cuts(p_, t);
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     for (int64_t b = slice_.row_begin; b < end; ++b) {
       const bool replaced = cut_at(p_, slice_.group, t, b);

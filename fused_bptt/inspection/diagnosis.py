@@ -16,7 +16,7 @@ from . import words
 from .given import Given, Layout, read
 from .method import SEQUENCES, SUMS, Case, Method, Results
 from .mistakes import Mistake, known
-from .trace import Loss, sum_of_last, trace
+from .trace import Loss, check_module, sum_of_last, trace
 
 #: Somebody's numbers by name, or a function ``(rnn, x, hx)`` that computes them.
 Numbers = Mapping[str, Any] | Callable[[nn.RNNBase, Tensor, Tensor | None], Mapping[str, Any]]
@@ -399,6 +399,7 @@ def _turned(given: Given) -> Given:
 
 def _walk_of(rnn: nn.RNNBase, numbers: Mapping[str, Any]) -> tuple[int, bool, str]:
     """The layer and direction whose parameters are named; the first layer where none is."""
+    check_module(rnn)
     if not isinstance(numbers, Mapping):
         raise TypeError(f"numbers: expected a mapping of names, got {type(numbers).__qualname__}")
     suffixes = {}

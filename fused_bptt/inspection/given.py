@@ -115,6 +115,10 @@ def _read(
     values, eps = _as_tensor(label, given, dtype)
     rounding = _rounding(given, values, eps, decimals)
     values, rounding, per_step, note = _arranged(label, name, values, rounding, layout)
+    lost = int((~values.isfinite()).sum())
+    if lost:
+        count = f"{lost} of {values.numel()} numbers"
+        note = f"{note} {label}: {count} {'is' if lost == 1 else 'are'} not finite.".lstrip()
     values, rounding = (layout.of_walk(name, each, per_step) for each in (values, rounding))
     return Given(name, label, values, rounding, eps, per_step or name in SEQUENCES, note)
 

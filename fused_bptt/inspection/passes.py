@@ -175,12 +175,15 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         kept: list[Any] = list(ctx.saved_tensors)
-        states: list[Any] = [*gradients, *kept]
-        g, g_n, h, *rest, weight = states
+        *lower_gradients, g, g_n = gradients
+        *lower, h = kept[: ctx.count]
+        *others, weight = kept[ctx.count :]
         # Every argument costs a compiled step some time, and a list most.
-        others = rest if any(each is not None for each in rest) else None
+        rest: list[Any] | None = [*lower_gradients, *lower, *others]
+        if all(each is None for each in [*lower, *others]):
+            rest = None
         ask: Callable[..., None] = _read if ctx.due else _ops.observe
-        ask(ctx.key, g, g_n, h, weight, others, ctx.count, ctx.window)
+        ask(ctx.key, g, g_n, h, weight, rest, ctx.count, ctx.window)
         return (None, None, None, None, *gradients, *[None] * (len(kept) - ctx.count))
 
 
@@ -199,8 +202,8 @@ def _read(
     key: int,
     g: Tensor | None,
     g_n: Tensor | None,
-    h: Tensor | None,
-    weight: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
     rest: list[Tensor | None] | None = None,
     outputs: int = 1,
     window: int = 0,
@@ -209,12 +212,19 @@ def _read(
     reader = readers.get(key)
     if reader is None:
         return
-    states: list[Any] = [g, g_n, h, *(rest or Given()), weight]
-    *gradients, h_n_gradient = states[: outputs + 1]
-    kept, states = states[outputs + 1 : 2 * outputs + 1], states[2 * outputs + 1 :]
-    given, weights = Given(*states[: len(Given._fields)]), states[len(Given._fields) :]
+    states: list[Any] = list(rest or Given())
+    below, start = outputs - 1, 2 * (outputs - 1)
+    end = start + len(Given._fields)
+    done = Pass(
+        [*states[below:start], h],
+        [*states[:below], g],
+        g_n,
+        Given(*states[start:end]),
+        window,
+        [*states[end:], weight],
+    )
     with torch.no_grad():
-        reader.read(Pass(kept, gradients, h_n_gradient, given, window, weights))
+        reader.read(done)
 
 
 def _read_for_a_graph(*arguments: Any) -> None:

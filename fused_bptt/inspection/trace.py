@@ -8,17 +8,20 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import _ops
+from .._algebra import activate, slope
+from ..functional import _NONLINEARITIES
 from ..functional import rnn as run
+from ..module import RNN
+from .passes import nonlinearity_of
 
 #: Takes what ``rnn(x, hx)`` returns, ``(output, h_n)``, and gives a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 #: What has a gradient with one share for each step.
 SHARED = ("W_ih", "W_hh", "b", "x")
-
-_CODES = {"tanh": _ops.TANH, "relu": _ops.RELU}
 
 
 def sum_of_last(output: Tensor, h_n: Tensor) -> Tensor:
@@ -120,13 +123,22 @@ class Trace:
         raise ValueError(f"name: expected one of {', '.join(SHARED)}, got {name!r}")
 
     def share_norms(self, name: str) -> Tensor:
-        """[T] Frobenius norm of every step's :meth:`share`, some 64 MiB of shares at a time."""
+        """[T] Frobenius norm of every step's :meth:`share`.
+
+        A share of a single row of the batch is an outer product, and its norm the product of two
+        norms. Shares of more rows are made, some 64 MiB of them at a time.
+        """
+        first = self.share(name, 1)
+        if name in ("W_ih", "W_hh") and self.h.size(1) == 1:
+            met = self.x if name == "W_ih" else self.h_prev
+            norms: Tensor = self.q[:, 0].norm(dim=1) * met[:, 0].norm(dim=1)
+            return norms
         norms = self.q.new_empty(self.T)
-        count = max(1, (64 << 20) // max(1, self.share(name, 1).nbytes))
-        for first in range(0, self.T, count):
-            end = min(first + count, self.T)
-            shares = torch.stack([self.share(name, t) for t in range(first + 1, end + 1)])
-            norms[first:end] = shares.flatten(1).norm(dim=1)
+        count = max(1, (64 << 20) // max(1, first.nbytes))
+        for begin in range(0, self.T, count):
+            end = min(begin + count, self.T)
+            shares = torch.stack([self.share(name, t) for t in range(begin + 1, end + 1)])
+            norms[begin:end] = shares.flatten(1).norm(dim=1)
         return norms
 
     def jacobian(self, t: int) -> Tensor:
@@ -249,11 +261,11 @@ def trace(
             not a scalar that depends on the states.
         RuntimeError, ValueError: shapes or dtypes do not fit, in ``nn.RNN``'s words.
     """
-    _check_arguments(rnn, x, layer, reverse)
+    _check_arguments(rnn, x, hx, layer, reverse)
     directions = 2 if rnn.bidirectional else 1
     weights = [getattr(rnn, name).detach().requires_grad_() for name in rnn._flat_weights_names]
     per_layer = len(weights) // rnn.num_layers
-    nonlinearity = rnn.mode.removeprefix("RNN_").lower()
+    nonlinearity = nonlinearity_of(rnn)
 
     batched = x.dim() == 3
     start, states = x.detach(), None if hx is None else hx.detach()
@@ -325,17 +337,17 @@ def _walk(
     if g_n is not None:
         asked[-1] += g_n
     h = h.contiguous()
+    phi = _NONLINEARITIES[nonlinearity]
     q, _ = _ops.linear_recurrence(
-        h, asked.contiguous(), W_hh.contiguous(), None, None, 0, _CODES[nonlinearity], True
+        h, asked.contiguous(), W_hh.contiguous(), None, None, 0, phi, True
     )
     delta = asked.clone()
     delta[:-1] += q[1:] @ W_hh
     z = x @ W_ih.T + b + torch.cat([h0[None], h[:-1]]) @ W_hh.T
-    slope = 1 - h * h if nonlinearity == "tanh" else (h > 0).to(h.dtype)
-    phi = torch.tanh if nonlinearity == "tanh" else torch.relu
-    _require_equal("h_t = φ(z_t)", h, phi(z))
-    _require_equal("q_t = φ'(z_t) ⊙ δ_t", q, slope * delta)
-    return Trace(nonlinearity, W_ih, W_hh, b, h0, x, z, h, slope, asked, delta, q)
+    d = slope(h, phi)
+    _require_equal("h_t = φ(z_t)", h, activate(z, phi))
+    _require_equal("q_t = φ'(z_t) ⊙ δ_t", q, d * delta)
+    return Trace(nonlinearity, W_ih, W_hh, b, h0, x, z, h, d, asked, delta, q)
 
 
 def _check_sums(found: Trace, autograd: dict[str, Tensor | None]) -> None:
@@ -367,17 +379,25 @@ def _loss_of(loss: Loss, output: Tensor, h_n: Tensor, batched: bool, batch_first
     return value.reshape(())
 
 
-def _check_arguments(rnn: nn.RNNBase, x: Tensor, layer: int, reverse: bool) -> None:
-    if getattr(rnn, "nonlinearity", "tanh") not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{rnn.nonlinearity}'")
-    if getattr(rnn, "mode", None) not in ("RNN_TANH", "RNN_RELU"):
+def check_module(rnn: object) -> None:
+    """Raises where ``rnn`` is not one that can be traced (name, expected, got)."""
+    if not isinstance(rnn, RNN | nn.RNN):
         raise TypeError(
             f"rnn: expected a fused_bptt.RNN or torch.nn.RNN, got {type(rnn).__qualname__}"
         )
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"x: expected a Tensor, got {type(x).__qualname__}; trace packed sequences one by one"
-        )
+    if rnn.nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got '{rnn.nonlinearity}'")
+
+
+def _check_arguments(
+    rnn: nn.RNNBase, x: Tensor, hx: Tensor | None, layer: int, reverse: bool
+) -> None:
+    check_module(rnn)
+    if isinstance(x, PackedSequence):
+        raise TypeError("x: expected a Tensor, got PackedSequence; trace its rows one by one")
+    for name, given in (("x", x), ("hx", hx)):
+        if not isinstance(given, Tensor) and not (name == "hx" and given is None):
+            raise TypeError(f"{name}: expected a Tensor, got {type(given).__qualname__}")
     if not 0 <= layer < rnn.num_layers:
         raise ValueError(f"layer: expected 0 to {rnn.num_layers - 1}, got {layer}")
     if reverse and not rnn.bidirectional:
