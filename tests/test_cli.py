@@ -485,6 +485,15 @@ def test_info_of_more_units_than_a_device_covers(command):
     assert "108 SMs cover" in done.out
 
 
+@pytest.mark.parametrize("step", ["leaky", "clipped"])
+def test_info_of_a_step_that_is_not_plain(command, step):
+    done = command("info", "--shape", "9,64,64,256", "--device-limits", "h100", "--step", step)
+    assert done.code == 0, done.err
+    assert re.search(rf"layer .*, {step}\n", done.out)
+    assert "a launch for each step, of " in done.out
+    assert f"cta       registers  refused: of a {step} step only a launch for each is" in done.out
+
+
 def test_info_of_more_rows_than_can_be_launched(command):
     done = command("info", "--shape", "1,2147483647,1,1000000", "--device-limits", "a100")
     assert done.code == 0, done.err
@@ -503,6 +512,7 @@ def test_info_of_more_rows_than_can_be_launched(command):
         (("--shape", "1,2,3,4", "--device-limits", "v100"), "v100: not one of h200, h100"),
         (("--shape", "1,2,3,4", "--device-limits", "cuda:99"), "no such CUDA device"),
         (("--dtype", "bf16"), "go with --shape"),
+        (("--step", "leaky"), "go with --shape"),
     ],
 )
 def test_info_refuses(command, arguments, phrase):

@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if options.shape:
         print("\n".join(plan.lines(options)))
         return 0
-    if options.dtype or options.math or options.device_limits:
-        raise UserError("--dtype, --math and --device-limits go with --shape T,B,I,H.")
+    if options.dtype or options.math or options.device_limits or options.step:
+        raise UserError("--dtype, --math, --device-limits and --step go with --shape T,B,I,H.")
     here = machine.look()
     facts = {
         "fused-bptt": here.fused_bptt,

@@ -21,6 +21,7 @@ _MATHS = {
     "bfloat16": ("bf16",),
     "float16": ("fp16",),
 }
+_STEPS = ("plain", "leaky", "clipped")
 _EXCHANGES = {
     "cta": "one CTA, no exchange",
     "cluster": "a cluster of {ctas} CTAs, which push through distributed shared memory",
@@ -61,6 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(_ops.named_limits())}, or cuda:N (default: the GPU here, else "
         f"{LIMITS_WITHOUT_A_GPU})",
+    )
+    group.add_argument(
+        "--step",
+        choices=_STEPS,
+        help="leaky: LeakyRNN, zoneout, recurrent_dropout; clipped: the backward walk of "
+        "clip_state_grad by value (default: plain)",
     )
 
 
@@ -103,11 +110,14 @@ def lines(options: argparse.Namespace) -> list[str]:
         products += " tf32" if precision == "tf32" else ""
         how = f"torch.backends.cudnn.rnn.fp32_precision is {precision!r}"
     limits, whose = _limits(options.device_limits)
-    rows = [_parse(line) for line in _ops.explain_plan(B, 1, H, products, limits).splitlines()]
+    step = options.step or "plain"
+    text = _ops.explain_plan(B, 1, H, products, limits, step)
+    rows = [_parse(line) for line in text.splitlines()]
     device = rows[0]
     found = [
         f"layer             T={T} B={B} I={I} H={H}, {name}"
-        + (f" ({how})" if name == "float32" else ""),
+        + (f" ({how})" if name == "float32" else "")
+        + (f", {step}" if options.step else ""),
         f"limits            {whose}: sm_{device['capability']}, {device['sms']} SMs, "
         f"{int(device['shared_of_block']) // 1024} KiB of shared memory a CTA",
     ]
