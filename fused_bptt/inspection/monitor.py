@@ -42,9 +42,9 @@ class GradientMonitor:
     A reading holds ‖∂L/∂z_t‖ of every step, the saturation of the states and the spectral radius of
     W_hh, for each layer and direction. It costs another backward sweep and an eigenvalue problem,
     so readings are rationed: by default they take about 1 % of the time. Gradients are not changed,
-    and neither is what the module computes. Every option of a call is known to it, and every
-    nonlinearity; a module with ``zoneout`` or ``recurrent_dropout`` refuses to run meanwhile, as
-    which units they held or dropped is known in the pass alone.
+    and neither is what the module computes. Every nonlinearity is read, and every option of a
+    call but ``clip_state_grad``. That, ``zoneout`` and ``recurrent_dropout`` are refused meanwhile:
+    what was cut off, held or dropped is known in the pass alone.
 
     Lower layers are read through the layers above them. Where dropout drops between layers, its
     mask is not known here, and the last layer alone is read. Calls without gradients, and under
