@@ -11,7 +11,7 @@ block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def layers(
     Args:
         x: [T, B, I].
         hx: [L, B, H].
-        phi: ``_ops.TANH`` or ``_ops.RELU``.
+        phi: code of the nonlinearity, ``_ops.TANH`` to ``_ops.IDENTITY``.
         every: k; on the CPU, in float32 and float64, rounded up to whole chunks.
         dropout: probability of zeroing an output of every layer but the last. The masks are not
             kept either; they come from a seed, which is drawn from torch's generator.
@@ -63,7 +63,8 @@ def layers(
         every = -(-every // window) * window
     generator = None if noise is None else noise.generator
     random = dropout > 0 or (noise is not None and noise.training)
-    seed = int(torch.randint(1 << 62, (), generator=generator)) if random else 0
+    device = None if generator is None else generator.device
+    seed = int(torch.randint(1 << 62, (), generator=generator, device=device)) if random else 0
     depth = hx.size(0)
     run = _Run(phi, every, dropout, seed, depth, reset, window, noise, all_layers, exact)
     *outputs, h_n = Checkpointed.apply(run, x, hx, reset_state, *parameters)  # type: ignore[no-untyped-call]
@@ -236,36 +237,51 @@ class Checkpointed(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         outputs, h_n, kept = run.forward(x, hx, reset_state, parameters)
-        ctx.run = run
-        ctx.save_for_backward(x, hx, reset_state, kept, *parameters)
+        ctx.run = replace(run, reset=None)
+        ctx.save_for_backward(x, hx, run.reset, reset_state, kept, *parameters)
         ctx.set_materialize_grads(False)
         return *outputs, h_n
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, hx, reset_state, kept, *parameters = ctx.saved_tensors
-        run, need = ctx.run, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or _transformed(*cotangents):
-            return None, *_recorded(run, (x, hx, reset_state, *parameters), cotangents, need)
-        *of_outputs, g_n = cotangents
-        need_x, _, need_reset_state, *need_parameters = need
-        x_bar = torch.empty_like(x) if need_x else None
-        kind = _ExactSums if run.exact else _Sums
-        sums = kind(run, reset_state, parameters, need_reset_state, need_parameters)
-        states_bar = None if g_n is None else list(g_n.unsqueeze(1))
-        for number, (begin, end) in reversed(list(enumerate(run.blocks(x.size(0))))):
-            of_block = [None if g is None else g[begin:end] for g in of_outputs]
-            of_layers = of_block if run.all_layers else [*[None] * (run.depth - 1), *of_block]
-            part = None
-            if states_bar is not None or any(g is not None for g in of_layers):
-                given = (x[begin:end], kept[number], begin, of_layers, states_bar, need_x)
-                part, states_bar = sums.add(*given)
-            if x_bar is not None:
-                x_bar[begin:end] = 0 if part is None else part
-            if begin > 0 and run.cut_before(begin):
-                states_bar = None
-        hx_bar = torch.zeros_like(hx) if states_bar is None else torch.cat(states_bar)
-        return None, x_bar, hx_bar, sums.reset_state_bar, *sums.bars
+        x, hx, reset, reset_state, kept, *parameters = ctx.saved_tensors
+        run, tensors = replace(ctx.run, reset=reset), (x, hx, reset_state, *parameters)
+        need = ctx.needs_input_grad[1:]
+        # What is computed again is of the dtypes that it had, whatever autocast says meanwhile.
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.is_grad_enabled() or _transformed(*cotangents):
+                return None, *_recorded(run, tensors, cotangents, need)
+            return None, *_summed(run, tensors, kept, cotangents, need)
+
+
+def _summed(
+    run: _Run,
+    tensors: Sequence[Any],
+    kept: Tensor,
+    cotangents: Sequence[Tensor | None],
+    need: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of ``tensors`` (x, hx, reset_state and the parameters), block by block."""
+    x, hx, reset_state, *parameters = tensors
+    *of_outputs, g_n = cotangents
+    need_x, _, need_reset_state, *need_parameters = need
+    x_bar = torch.empty_like(x) if need_x else None
+    kind = _ExactSums if run.exact else _Sums
+    sums = kind(run, reset_state, parameters, need_reset_state, need_parameters)
+    states_bar = None if g_n is None else list(g_n.unsqueeze(1))
+    for number, (begin, end) in reversed(list(enumerate(run.blocks(x.size(0))))):
+        of_block = [None if g is None else g[begin:end] for g in of_outputs]
+        of_layers = of_block if run.all_layers else [*[None] * (run.depth - 1), *of_block]
+        part = None
+        if states_bar is not None or any(g is not None for g in of_layers):
+            given = (x[begin:end], kept[number], begin, of_layers, states_bar, need_x)
+            part, states_bar = sums.add(*given)
+        if x_bar is not None:
+            x_bar[begin:end] = 0 if part is None else part
+        if begin > 0 and run.cut_before(begin):
+            states_bar = None
+    hx_bar = torch.zeros_like(hx) if states_bar is None else torch.cat(states_bar)
+    return [x_bar, hx_bar, sums.reset_state_bar, *sums.bars]
 
 
 class _Sums:

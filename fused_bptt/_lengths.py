@@ -51,9 +51,9 @@ class Ragged:
 class Masked:
     """Which steps of padded rows [T, B] are there; the numbers are not looked at.
 
-    Past its end a row reads zero and begins anew with every step, from a state that is given: so
-    nothing there is read, or grows without bounds, and in a direction that walks time backwards
-    the row's own last step begins with that state.
+    ``past`` is also where a walk is to be cut that has a state without bounds, or goes backwards in
+    time: a row then begins anew with every step past its end, from a state that is given. So
+    nothing grows there, and the row's own last step begins with that state.
 
     Args:
         lengths: integers [B], from 0 to T; what is out of this range is an error, which a GPU

@@ -223,6 +223,29 @@ def test_every_kth_state_with_lengths(nonlinearity, window, every):
         assert_close(one, solved_with(*leaves, **options))
 
 
+def test_a_mask_of_resets_that_is_written_over_is_refused():
+    rnn, x = RNN(3, 5), torch.randn(6, 2, 3)
+    reset = torch.zeros(6, 2, dtype=torch.bool)
+    output, _ = rnn(x, reset=reset, checkpoint_every=2)
+    reset.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.3}, {"recurrent_dropout": 0.3}])
+def test_a_backward_pass_under_autocast_computes_again_what_was(options, graph):
+    rnn, x = RNN(3, 5, **options), torch.randn(6, 2, 3)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        output, _ = rnn(x, checkpoint_every=2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            bars = torch.autograd.grad(output.sum(), [*rnn.parameters()], create_graph=graph)
+        found.append({str(index): bar.detach() for index, bar in enumerate(bars)})
+    assert_exact(*found)
+
+
 def test_last_state_alone():
     leaves = leaves_of(CHECKPOINTED[8], torch.float64)
     assert_exact(found(*leaves, both=False, checkpoint_every=100), found(*leaves, both=False))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fused_bptt
 from fused_bptt import GradientMonitor, _ops
@@ -377,6 +378,32 @@ def test_every() -> None:
         loss(*rnn(x, hx)).backward()
     assert [each.passes for each in monitor.readings] == [4, 7]
     assert monitor.passes == 8
+
+
+def test_passes_that_a_checkpoint_computes_again() -> None:
+    rnn, x = fused_bptt.RNN(3, 5, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
+    plain = GradientMonitor(rnn, every=1)
+    rnn(x)[0].sin().sum().backward()
+    plain.close()
+    for every in (2, 3):
+        monitor = GradientMonitor(rnn, every=every)
+        parts = [
+            checkpoint(lambda x: rnn(x)[0].sin(), x, use_reentrant=False).sum() for _ in range(2)
+        ]
+        sum(parts).backward()
+        assert monitor.passes == 4  # computed again, they count again
+        assert len(monitor.readings) == 1
+        read, expected = monitor.readings[0], plain.readings[0]
+        assert_close({"q": read.q_norms}, {"q": expected.q_norms})
+        monitor.close()
+
+
+def test_made_in_inference_mode() -> None:
+    rnn = fused_bptt.RNN(3, 5)
+    with torch.inference_mode():
+        monitor = GradientMonitor(rnn, every=1)
+    rnn(torch.randn(6, 2, 3))[0].sum().backward()
+    assert len(monitor.readings) == 1
 
 
 def test_readings_are_rationed_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

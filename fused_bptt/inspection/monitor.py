@@ -98,7 +98,8 @@ class GradientMonitor:
         self._rnn = weakref.ref(rnn)
         self._handle: RemovableHandle | None = None
         self._key = next(_keys)
-        self._clock = torch.tensor([0.0, every or 0.0, 0.0], dtype=torch.float64, device="cpu")
+        with torch.inference_mode(False):  # it is written in later passes
+            self._clock = torch.tensor([0.0, every or 0.0, 0.0], dtype=torch.float64, device="cpu")
         _ops.watch(self._key, self._clock)
         weakref.finalize(self, _ops.watch, self._key, None)
         readers[self._key] = self

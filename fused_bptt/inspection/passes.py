@@ -169,12 +169,18 @@ class _Tap(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], result: tuple[Tensor, ...]) -> None:
         ctx.key, ctx.due, ctx.count, ctx.window, *tensors = inputs
         del tensors[ctx.count]  # h_n
-        ctx.save_for_backward(*tensors)
+        ctx.kept = None
+        if ctx.due:
+            # torch.utils.checkpoint compares how many tensors are saved when a pass is computed
+            # again, and then it need not be due.
+            ctx.kept = [None if each is None else each.detach() for each in tensors]
+        else:
+            ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        kept: list[Any] = list(ctx.saved_tensors)
+        kept: list[Any] = list(ctx.saved_tensors if ctx.kept is None else ctx.kept)
         *lower_gradients, g, g_n = gradients
         *lower, h = kept[: ctx.count]
         *others, weight = kept[ctx.count :]
