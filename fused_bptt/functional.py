@@ -139,8 +139,9 @@ def rnn(
             the step, q_t = φ'(z_t) ⊙ clip(a_t): each row to a norm of at most c, a_t min(1, c /
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode (of which
-            a gradient is clipped along the states alone) and the forward pass are not touched. Norms on the CPU alone; not together with
-            ``checkpoint_every``, ``recurrent_dropout`` and ``zoneout``. Default None.
+            a gradient is clipped along the states alone) and the forward pass are not touched.
+            Norms on the CPU alone; not together with ``checkpoint_every``, ``recurrent_dropout``
+            and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
