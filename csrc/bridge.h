@@ -591,7 +591,8 @@ inline Normal bridge_normal(Tensor& out, int64_t groups, int64_t seed) {
   return {data, type, rows, groups, columns / groups, static_cast<uint64_t>(seed)};
 }
 
-// A layer with a leak; keep, gain and the noise's scale are one for each unit.
+// A layer with a leak; keep, gain and the noise's scale are one for each unit, or keep and gain
+// sequences.
 inline BridgedLayer bridge_leaky_layer(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& keep,
     const std::optional<Tensor>& gain, const Tensor& initial, const std::optional<Tensor>& noise,
@@ -608,8 +609,17 @@ inline BridgedLayer bridge_leaky_layer(
     const void* data = with_unit_stride(bridged, tensor).const_data_ptr();
     return {const_cast<void*>(data), 0, 0, p.H};
   };
-  p.keep = of_units("keep", keep);
-  if (gain) p.gain = of_units("gain", *gain);
+  const auto of_units_or_steps = [&](const char* name, const Tensor& tensor) -> Sequence {
+    if (tensor.dim() == 1) return of_units(name, tensor);
+    check_shape(name, tensor, shape_of_layer(p, x),
+                batch_sizes ? "[G * H] or [N, G * H]" : "[G * H] or [T, B, G * H]");
+    check_like(name, tensor, "x", x);
+    Sequence s = sequence_of(with_unit_stride(bridged, tensor), batch_sizes.has_value(), false);
+    s.group = p.H;
+    return s;
+  };
+  p.keep = of_units_or_steps("keep", keep);
+  if (gain) p.gain = of_units_or_steps("gain", *gain);
   check(noise || seed || !noise_scale, "noise_scale: expected with noise, got it alone");
   check(!noise || !seed, "seed: expected without noise, got both");
   bridged.layer.draws = seed.has_value();
@@ -663,6 +673,8 @@ inline BridgedLayer bridge_leaky_layer_backward(
   BridgedLayer bridged =
       bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, {}, batch_sizes,
                          reverse_groups, nonlinearity, reset, reset_state, window, {});
+  check(!need_leak || (keep.dim() == 1 && (!gain || gain->dim() == 1)),
+        "need_leak: expected false where keep or gain is a sequence, got true");
   Problem& p = bridged.problem;
   Layer& layer = bridged.layer;
   const std::vector<int64_t> shape = shape_of_layer(p, x);

@@ -61,18 +61,19 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
   // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with
-  // keep, gain and noise_scale [G * H]. With a seed, noise is what `normal` gives. Gives h or v,
-  // and r, as wide as noise, [T, B, G * H] or [N, G * H]; and each row's last h or v.
+  // keep, gain and noise_scale [G * H]; keep and gain also [T, B, G * H] or [N, G * H], any
+  // strides. With a seed, noise is what `normal` gives. Gives h or v, and r, as wide as noise, [T,
+  // B, G * H] or [N, G * H]; and each row's last h or v.
   m.def(
       "leaky_layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor keep, "
       "Tensor? gain, Tensor initial, Tensor? noise, Tensor? noise_scale, Tensor? batch_sizes, "
       "int reverse_groups, int nonlinearity, Tensor? reset=None, Tensor? reset_state=None, "
       "int? seed=None) -> (Tensor, Tensor, Tensor)");
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
-  // and of keep, gain and noise_scale (need_leak), all left out where not needed; and ends [2, G,
-  // B, H]: the cotangents of W h_0 and of keep * h_0; with reset [4, G, B, H]: and the sums of both
-  // over the steps that began with a replaced state. sent_*: what W multiplies of a state, r
-  // without gain.
+  // and of keep, gain and noise_scale (need_leak; none where keep or gain is a sequence), all left
+  // out where not needed; and ends [2, G, B, H]: the cotangents of W h_0 and of keep * h_0; with
+  // reset [4, G, B, H]: and the sums of both over the steps that began with a replaced state.
+  // sent_*: what W multiplies of a state, r without gain.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "

@@ -40,6 +40,7 @@ def leaky_layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fused_bptt._ops.leaky_layer`, on every dtype, differentiable in all that is a number.
 
+    The operator has no gradient of a ``keep`` or ``gain`` that is a sequence: that is composed.
     Over the multiples of ``window`` in time no derivative is carried. ``plain``: keep is zero and
     gain one, so it is the recurrence without a leak, whose kernels on CUDA are the quicker ones.
     """
@@ -133,9 +134,12 @@ class LeakyLayer(torch.autograd.Function):
         sent = [initial, reset_state]
         if gain is None:
             sent = [None if end is None else activate(end, ctx.phi) for end in sent]
+        need_leak = need_keep or need_gain or need_scale
+        of_steps = keep.dim() > 1 or (gain is not None and gain.dim() > 1)
         # The operator has no graph of its gradients, takes one cotangent at a time, and keeps that
-        # of u, which is the noise's too, nowhere.
-        if torch.is_grad_enabled() or need_noise or _transformed(*cotangents):
+        # of u, which is the noise's too, nowhere; a leak of each step has none.
+        composed = torch.is_grad_enabled() or need_noise or (need_leak and of_steps)
+        if composed or _transformed(*cotangents):
             walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window, ctx.seed)
             return (None,) * 6 + _composed_backward(tuple(tensors), walk, needed, cotangents)
         if need_scale and ctx.seed is not None:
@@ -162,7 +166,7 @@ class LeakyLayer(torch.autograd.Function):
             need_ih,
             need_hh,
             need_bias,
-            need_keep or need_gain or need_scale,
+            need_leak,
             reset,
             reset_state,
             sent[1],
@@ -198,12 +202,15 @@ def _composed_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the composition, computed again, and with a graph where one is wanted."""
     create_graph = torch.is_grad_enabled()
+
+    def own(x: Tensor | None, need: bool) -> Tensor | None:
+        """x as an input of its own: one may be made of another, as keep of gain."""
+        if x is None or not need:
+            return x
+        return x.view_as(x) if create_graph else x.detach().requires_grad_()
+
     with torch.enable_grad():
-        if not create_graph:
-            tensors = tuple(
-                None if x is None else x.detach().requires_grad_(need)
-                for x, need in zip(tensors, needed, strict=True)
-            )
+        tensors = tuple(own(x, need) for x, need in zip(tensors, needed, strict=True))
         results = _composed(tensors, *walk)
     given = [(y, g) for y, g in zip(results, cotangents, strict=True) if g is not None]
     leaves = [x for x, need in zip(tensors, needed, strict=True) if need]

@@ -2,7 +2,7 @@
 
 Both are recurrences with a leak, h_t = k_t ⊙ h_{t-1} + a_t ⊙ r_t, r_t = φ(u_t + W h_{t-1}), whose k
 and a are drawn: zoneout is k = m_t, a = 1 - m_t; dropout is k = 0 and a = m, of which r is the
-output. So the derivatives are those of _leaky.py.
+output. So the layer is that of _leaky_layer.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._autograd import _split, _stack
-from ._leaky import leaky_recurrence
-from ._steps import Steps
+from ._leaky_layer import leaky_layer
+from ._steps import Steps, batch_rows
 
 
 class StateNoise(NamedTuple):
@@ -46,12 +45,12 @@ class StateNoise(NamedTuple):
         """Whether the layer is the plain one."""
         return self.zoneout == 0 and not (self.training and self.recurrent_dropout > 0)
 
-    def drawn(self, probability: float, like: Tensor) -> Tensor:
-        """1 with this probability, else 0; of the shape, dtype and device of ``like``.
+    def drawn(self, probability: float, shape: Sequence[int], like: Tensor) -> Tensor:
+        """1 with this probability, else 0; of the dtype and device of ``like``.
 
         It is drawn in float32, so the masks are the same in every dtype.
         """
-        numbers = torch.rand(like.shape, device=like.device, **drawn_from(self.generator))
+        numbers = torch.rand(shape, device=like.device, **drawn_from(self.generator))
         return (numbers < probability).to(like.dtype)
 
 
@@ -97,26 +96,27 @@ def layer(
     """
     weight_ih, weight_hh, bias_ih, bias_hh = _stack(parameters, directions)
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
-    u = _split(F.linear(x, weight_ih, bias), directions)
-    walk = (batch_sizes, directions - 1, phi, reset)
-    recurrence: Any = leaky_recurrence
-    if torch.compiler.is_dynamo_compiling():
-        from . import _compiled
-
-        recurrence = _compiled.leaky_recurrence
-    steps = Steps(u, batch_sizes, directions, directions - 1)
+    wide = weight_ih.size(0)
     if noise.zoneout > 0:
         if noise.training:
-            keep = noise.drawn(noise.zoneout, u)
+            keep = noise.drawn(noise.zoneout, (*x.shape[:-1], wide), x)
         else:
-            keep = u.new_full(u.shape[-1:], noise.zoneout).expand(u.shape)
-        h, _ = recurrence(u, keep, 1 - keep, weight_hh, h0, *walk, reset_state, window)
+            keep = x.new_full((wide,), noise.zoneout)
+        gain, initial = 1 - keep, h0
     else:
         kept = 1 - noise.recurrent_dropout
-        mask = noise.drawn(kept, h0) / kept
-        gain = steps.spread(mask).view(u.shape)
-        none = u.new_zeros(u.shape[-1:]).expand(u.shape)
-        other = None if reset_state is None else mask * reset_state
-        _, h = recurrence(u, none, gain, weight_hh, mask * h0, *walk, other, window)
-    h_n = h0 if steps.rows == 0 else steps.last(h)
-    return h if directions == 1 else h.flatten(-2), h_n
+        mask = noise.drawn(kept, h0.shape, h0) / kept
+        keep, initial = x.new_zeros(wide), mask * h0
+        reset_state = None if reset_state is None else mask * reset_state
+        of_rows = mask.transpose(0, 1).flatten(1)
+        if batch_sizes is None:
+            gain = of_rows.expand(x.size(0), *of_rows.shape)  # the memory of one step
+        else:
+            gain = of_rows.index_select(0, batch_rows(batch_sizes).to(x.device))
+    operands = (x, weight_ih, weight_hh, bias, keep, gain, initial, None, None)
+    walk = (batch_sizes, directions - 1, phi, reset, reset_state, window)
+    state, rate, last = leaky_layer(*operands, *walk)
+    if noise.zoneout > 0:
+        return state, last
+    steps = Steps(rate, batch_sizes, directions, directions - 1)
+    return rate, h0 if steps.rows == 0 else steps.last(_split(rate, directions))

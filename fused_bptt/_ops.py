@@ -462,7 +462,8 @@ def leaky_layer(
     Args:
         x, weight_ih, weight_hh: as in :func:`layer`.
         bias: [G * H], or None.
-        keep, gain: k and a, [G * H]; no gain is for the voltage form.
+        keep, gain: k and a, each [G * H], or of each step: [T, B, G * H] or [N, G * H], any
+            strides. No gain is for the voltage form.
         initial: h_0 or v_0, [G, B, H].
         noise: ξ, [T, B, G * H] or [N, G * H]; or None.
         noise_scale: s, [G * H]; None for 1.
@@ -549,7 +550,7 @@ def leaky_layer_backward(
         sent_initial, sent_reset_state: what W multiplies of ``initial`` and ``reset_state``: they
             themselves, or, without gain, φ of them.
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
-        need_leak: those of keep, gain and noise_scale.
+        need_leak: those of keep, gain and noise_scale; not where keep or gain is of each step.
         window: no gradient is carried over the multiples of it in time; 0 for none.
 
     Returns:
@@ -790,8 +791,8 @@ def _(
     reset_state: Tensor | None = None,
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_units = (keep, gain, noise, noise_scale)
-    _check_devices(x, weight_ih, weight_hh, bias, initial, *of_units, reset, reset_state)
+    leak = (keep, gain, noise, noise_scale)
+    _check_devices(x, weight_ih, weight_hh, bias, initial, *leak, reset, reset_state)
     shape = (*x.shape[:-1], weight_ih.size(0))
     return x.new_empty(shape), x.new_empty(shape), initial.new_empty(initial.shape)
 

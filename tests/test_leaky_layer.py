@@ -138,15 +138,48 @@ def test_gradients(
 class WithNoise(Case):
     """The noise is no leaf."""
 
+    constants: tuple[str, ...] = ("noise",)
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.noise = self.operands.pop("noise")
+        self.given = {name: self.operands.pop(name) for name in self.constants}
 
     def fused(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        return super().fused({**x, "noise": self.noise})
+        return super().fused({**x, **self.given})
 
     def loop(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        return super().loop({**x, "noise": self.noise})
+        return super().loop({**x, **self.given})
+
+
+#: How numbers of each step, [T, B, G * H] or [N, G * H], may lie in memory.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "one step's": lambda x: x[:1].expand_as(x),
+    "one unit's": lambda x: x[..., :1].expand_as(x),
+    "turned": lambda x: x.mT.contiguous().mT,
+    "a part": lambda x: torch.cat([x, x], -1)[..., 1 : x.size(-1) + 1],
+    "reversed": lambda x: x.flip(0),
+}
+
+
+class OfSteps(WithNoise):
+    """k and a are numbers of each step; they and the noise are no leaves."""
+
+    constants = ("noise", "noise_scale", "keep", "gain")
+
+    def __init__(
+        self, p: Problem, phi: int, voltage: bool, cut: str = "", layout: str = "contiguous"
+    ) -> None:
+        super().__init__(p, phi, voltage, cut)
+        shape = (*p.v.shape[:-2], p.G * p.H)
+        self.given["keep"] = LAYOUTS[layout](0.5 + 0.2 * random(*shape, seed=11))
+        if not voltage:
+            self.given["gain"] = LAYOUTS[layout](0.5 + 0.3 * random(*shape, seed=12))
+
+    def composed(self, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        given = {**x, **self.given}
+        tensors = tuple(given[name] for name in NAMES)
+        return _leaky_layer._composed(tensors, *self.walk, *self.cuts, None)
 
 
 @pytest.mark.isa
@@ -154,6 +187,52 @@ class WithNoise(Case):
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_noise_and_its_scale(problem: Problem, voltage: bool, only_the_operator: None) -> None:
     WithNoise(problem, _ops.TANH, voltage, "both").assert_same()
+
+
+@pytest.mark.isa
+@each_cut
+@each_form
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_leak_of_each_step(
+    problem: Problem, voltage: bool, cut: str, only_the_operator: None
+) -> None:
+    OfSteps(problem, _ops.TANH, voltage, cut).assert_same()
+
+
+@each_form
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[2]], ids=str)
+def test_leak_of_each_step_in_any_memory(problem: Problem, layout: str, voltage: bool) -> None:
+    case = OfSteps(problem, _ops.SIGMOID, voltage, "both", layout)
+    case.assert_same()
+    every = (0, 1, 2)
+    assert_close(case.everything(case.fused, every), case.everything(case.composed, every))
+
+
+@pytest.mark.parametrize("name", ["keep", "gain"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_one_of_each_step_and_one_of_each_unit(
+    problem: Problem, name: str, only_the_operator: None
+) -> None:
+    case = OfSteps(problem, _ops.TANH, False, "reset")
+    case.given[name] = operands(problem, False, "reset", torch.float64)[name]
+    case.assert_same()
+
+
+@pytest.mark.parametrize("names", [("keep",), ("gain",), ("keep", "gain")], ids=str)
+@each_form
+def test_the_leak_of_each_step_has_a_gradient(voltage: bool, names: tuple[str, ...]) -> None:
+    """And so have the gradients."""
+    case = OfSteps(PROBLEMS[2], _ops.TANH, voltage, "both")
+    for name in names:
+        case.operands[name] = case.given.pop(name)
+    case.assert_same(order=2)
+
+
+def test_the_noise_has_a_scale_beside_a_leak_of_each_step() -> None:
+    case = OfSteps(PROBLEMS[2], _ops.TANH, False, "reset")
+    case.operands["noise_scale"] = case.given.pop("noise_scale")
+    case.assert_same()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -177,6 +256,23 @@ def test_gradients_of_some_results(problem: Problem, of: tuple[int, ...], voltag
 @pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[2]], ids=str)
 def test_gradients_of_gradients(problem: Problem, voltage: bool, cut: str) -> None:
     Case(problem, _ops.SIGMOID, voltage, cut).assert_same(order=3)
+
+
+@each_form
+def test_operands_that_are_made_of_one_another(voltage: bool) -> None:
+    """A second part that begins where the first ended, and a leak that is both k and a."""
+    case = Case(PROBLEMS[0], _ops.TANH, voltage)
+
+    def both(solve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(x: dict[str, Any]) -> tuple[Tensor, ...]:
+            x = x if voltage else {**x, "keep": 1 - x["gain"]}
+            first = solve(x)
+            return solve({**x, "initial": first[2], "noise": x["noise"] + first[1]})
+
+        return run
+
+    found = (case.everything(both(solve), (0, 1, 2), 2) for solve in (case.fused, case.loop))
+    assert_close(*found)
 
 
 @each_form
@@ -204,30 +300,34 @@ LONG = (
 @each_form
 @pytest.mark.parametrize("problem", LONG, ids=str)
 def test_more_steps_than_a_chunk(problem: Problem, voltage: bool, only_the_operator: None) -> None:
-    WithNoise(problem, _ops.TANH, voltage, "reset").assert_same()
+    for kind in (WithNoise, OfSteps):
+        kind(problem, _ops.TANH, voltage, "reset").assert_same()
 
 
+@pytest.mark.parametrize("kind", [WithNoise, OfSteps])
 @each_form
 @pytest.mark.parametrize("problem", LONG, ids=str)
-def test_threads_do_not_change_the_bits(problem: Problem, voltage: bool) -> None:
-    case = WithNoise(problem, _ops.TANH, voltage, "both")
+def test_threads_do_not_change_the_bits(problem: Problem, voltage: bool, kind: Any) -> None:
+    case = kind(problem, _ops.TANH, voltage, "both")
     found = []
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             found.append(case.everything(case.fused, (0, 1, 2)))
     finally:
         torch.set_num_threads(before)
-    assert_exact(found[0], found[1])
-    assert_exact(found[0], found[2])
+    for other in found[1:]:
+        assert_exact(found[0], other)
 
 
+@pytest.mark.parametrize("kind", [Case, OfSteps])
 @each_form
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])
-def test_nothing_to_do(T: int, B: int, voltage: bool) -> None:
-    case = Case(Problem(T=T, B=B, G=2, H=5, reverse_groups=1), _ops.TANH, voltage, "reset")
-    case.operands["noise"] = case.operands["noise_scale"] = None
+def test_nothing_to_do(T: int, B: int, voltage: bool, kind: Any) -> None:
+    case = kind(Problem(T=T, B=B, G=2, H=5, reverse_groups=1), _ops.TANH, voltage, "reset")
+    if kind is Case:
+        case.operands["noise"] = case.operands["noise_scale"] = None
     x = {n: None if v is None else v.requires_grad_() for n, v in case.operands.items()}
     state, rate, last = case.fused(x)
     assert state.shape == rate.shape == (T, B, 10)
@@ -268,6 +368,37 @@ def test_wrong_shapes_and_types_are_named(name: str) -> None:
         expected = "weight_hh" if name == "x" else name
         with pytest.raises(RuntimeError, match=rf"^{expected}: expected .*got"):
             _ops.leaky_layer(*first, *case.walk, case.cuts[0], reset_state)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("name", ["keep", "gain"])
+def test_a_wrong_leak_of_each_step_is_named(name: str, problem: Problem) -> None:
+    case = OfSteps(problem, _ops.TANH, False)
+    right = {**case.operands, **case.given}
+    expected = r"\[N, G \* H\]" if problem.lengths else r"\[T, B, G \* H\]"
+    for value in (wrong(name, right[name]), right[name][:-1], right[name][None]):
+        *first, _ = ({**right, name: value}[n] for n in NAMES)
+        with pytest.raises(RuntimeError, match=rf"^{name}: expected shape .* or {expected}.*got"):
+            _ops.leaky_layer(*first, *case.walk)
+    *first, _ = ({**right, name: right[name].float()}[n] for n in NAMES)
+    with pytest.raises(RuntimeError, match=rf"^{name}: expected dtype .*got"):
+        _ops.leaky_layer(*first, *case.walk)
+
+
+@pytest.mark.parametrize("name", ["keep", "gain"])
+def test_the_operator_has_no_gradient_of_a_leak_of_each_step(name: str) -> None:
+    case = OfSteps(PROBLEMS[1], _ops.TANH, False)
+    units = operands(case.problem, False, "", torch.float64)
+    right = {**case.operands, "keep": units["keep"], "gain": units["gain"], name: case.given[name]}
+    right["noise"] = right["noise_scale"] = None
+    *first, _ = (right[n] for n in NAMES)
+    state, rate, last = _ops.leaky_layer(*first, *case.walk)
+    given = [right[n] for n in ("x", "weight_ih", "weight_hh", "keep", "gain", "initial")]
+    needed = (True, True, True, True, True)
+    with pytest.raises(RuntimeError, match=r"^need_leak: expected false .* sequence, got true"):
+        _ops.leaky_layer_backward(
+            state, rate, last, state, rate, *given, right["initial"], None, *case.walk, *needed
+        )
 
 
 def test_a_scale_of_no_noise_is_refused() -> None:

@@ -10,6 +10,7 @@ import torch
 from helpers import FLOAT_TYPES
 from layers import TANH, Layer, arguments, backward_arguments, forward
 from primitives import Problem
+from torch import Tensor
 
 from fused_bptt import _ops
 
@@ -104,9 +105,16 @@ def leaky_operands(p: Layer, with_gain: bool) -> tuple[Any, ...]:
     return (p.weight_ih, p.weight_hh, p.bias_ih, units, units.sin() if with_gain else None, p.h0)
 
 
+def of_steps(p: Layer) -> tuple[Tensor, Tensor]:
+    """keep and gain of each step, of which one has one step's memory."""
+    return p.g.cos(), p.g[:1].sin().expand_as(p.g)
+
+
 def leaky_layer(dtype: torch.dtype) -> Iterator[Call]:
     for p, cuts in layers(dtype):
         walk, scale = (p.batch_sizes, 1, TANH), p.weight_ih[:, 0].sin()
+        first = (p.x, p.weight_ih, p.weight_hh, p.bias_ih, *of_steps(p), p.h0)
+        yield (*first, None, None, *walk), cuts
         yield (p.x, *leaky_operands(p, True), p.g, scale, *walk), cuts
         yield (p.x, *leaky_operands(p, False), None, None, *walk), {**cuts, "seed": 3}
 
@@ -114,13 +122,18 @@ def leaky_layer(dtype: torch.dtype) -> Iterator[Call]:
 def leaky_layer_backward(dtype: torch.dtype) -> Iterator[Call]:
     for p, cuts in layers(dtype):
         walk, scale = (p.batch_sizes, 1, TANH), p.weight_ih[:, 0].sin()
+        first = (p.x, p.weight_ih, p.weight_hh)
+        leak = (*of_steps(p), p.h0)
+        found = _ops.leaky_layer(*first, None, *leak, None, None, *walk, *cuts.values())
+        sent = {"sent_reset_state": cuts["reset_state"]} if cuts else {}
+        operands = (*found, *found[:2], *first, *leak, p.h0, None, *walk)
+        yield (*operands, True, True, True, True, False), cuts | sent
         for with_gain in (True, False):
             operands = leaky_operands(p, with_gain)
             found = _ops.leaky_layer(p.x, *operands, p.g, scale, *walk, *cuts.values())
             state, rate, last = found
             weight_ih, weight_hh, _, keep, gain, initial = operands
             given = (p.x, weight_ih, weight_hh, keep, gain, initial, initial, p.g)
-            sent = {"sent_reset_state": cuts["reset_state"]} if cuts else {}
             needed = (True, with_gain, True, with_gain, True)
             yield (state, None, last, state, rate, *given, *walk, *needed), cuts | sent
 
