@@ -794,7 +794,7 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
 
 def _of_each(rows: Tensor, members: int) -> Tensor:
     """Rows [N * members, ...], those of the members side by side, as [members, N, ...]."""
-    return rows.view(rows.size(0) // members, members, -1).transpose(0, 1)
+    return rows.view(rows.size(0) // members, members, rows.size(1)).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:
