@@ -51,12 +51,13 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
   // clip as in linear_recurrence. members: with n > 0, the rows of each step are those of n
   // members, side by side, and the gradients of the weights and biases are of each, [n, ...].
+  // A SymInt: vmap's size is one, and a compiler is not to make a graph for each.
   m.def(
       "layer_backward(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "Tensor? reset=None, Tensor? reset_state=None, int window=0, int clip=0, "
-      "float clip_limit=0.0, int members=0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+      "float clip_limit=0.0, SymInt members=0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");

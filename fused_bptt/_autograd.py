@@ -41,7 +41,7 @@ def layer(
         x: [T, B, I], contiguous, or packed rows [N, I] with ``batch_sizes``.
         h0: [D, B, H].
         batch_sizes: int64 [T] on the CPU, or None.
-        phi: ``_ops.TANH`` or ``_ops.RELU``.
+        phi: ``_ops.TANH``, ``RELU``, ``SIGMOID``, ``SOFTPLUS`` or ``IDENTITY``.
         directions: D; the second direction walks time backwards.
         parameters: of each direction: weight_ih, weight_hh[, bias_ih, bias_hh].
         reset, reset_state: where the state is replaced, [T, B] or [N], and by what, [D, B, H]; as
@@ -516,7 +516,8 @@ class LayerBackward(torch.autograd.Function):
             reverse_groups,
             phi,
             *needed,
-            max(members, 1) * size,
+            # Without a sum, no sum of each.
+            max(members, 1) * size if any(needed[1:]) else 0,
         )
         assert h0_bar is not None
         found = [None if x_bar is None else unfold(x_bar, rows - 1, size), unfold(h0_bar, 1, size)]
@@ -794,7 +795,7 @@ def _halves(x: Tensor | None) -> Sequence[Tensor | None]:
 
 def _of_each(rows: Tensor, members: int) -> Tensor:
     """Rows [N * members, ...], those of the members side by side, as [members, N, ...]."""
-    return rows.view(rows.size(0) // members, members, -1).transpose(0, 1)
+    return rows.view(rows.size(0) // members, members, rows.size(1)).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:

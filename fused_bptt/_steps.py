@@ -182,7 +182,7 @@ class Steps:
     def _cut_before(self, cut: Tensor) -> Tensor:
         """From cuts before each row in time [N, G, 1], those before it in the order of its walk."""
         later = self._shifted(cut, None, to_later=True)
-        parts = [(later if backwards else cut)[:, a:b] for a, b, backwards in self.ways]
+        parts = [_columns(later if backwards else cut, a, b) for a, b, backwards in self.ways]
         return torch.cat(parts, dim=1)
 
     def _cuts(self) -> Tensor | None:
@@ -206,7 +206,10 @@ class Steps:
         rows = self._grouped(x)
         if self.rows == 0:
             return x.new_zeros(self.groups, self.batch, x.size(-1))
-        parts = [self._start(rows[:, a:b], backwards == at_start) for a, b, backwards in self.ways]
+        parts = [
+            self._start(_columns(rows, a, b), backwards == at_start)
+            for a, b, backwards in self.ways
+        ]
         return torch.cat(parts, dim=1).transpose(0, 1)
 
     def _shifted(self, x: Tensor, end: Tensor | None, to_later: bool) -> Tensor:
@@ -215,11 +218,11 @@ class Steps:
         rows = self._grouped(x)
         parts = []
         for a, b, backwards in self.ways:
-            way = rows[:, a:b]
+            way = _columns(rows, a, b)
             if end is None:
                 filling = way.new_zeros(self.batch, *way.shape[1:])
             else:
-                filling = end[a:b].transpose(0, 1)
+                filling = _columns(end.transpose(0, 1), a, b)
             if to_later != backwards:
                 parts.append(torch.cat([filling, self._earlier(way)]))
             elif self.batch_sizes is None:
@@ -277,6 +280,8 @@ def last_rows(batch_sizes: Tensor) -> Tensor:
 
 
 def _columns(x: Tensor, a: int, b: int) -> Tensor:
+    """x[:, a:b]; x itself where that is all: of a slice of everything torch makes an alias, which
+    the cotangents of ``is_grads_batched`` do not have."""
     return x if b - a == x.size(1) else x.narrow(1, a, b - a)
 
 

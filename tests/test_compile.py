@@ -240,6 +240,25 @@ def test_gradients_of_each_sample_of_a_module() -> None:
     assert_close(compiled(per_sample)(parameters, x), per_sample(parameters, x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_each_sample_are_compiled_once(dtype: torch.dtype) -> None:
+    """For every length and number of samples, with the operator of a whole layer and without."""
+    module = rnn().to(dtype)
+    weights = [value.detach() for value in module.parameters()]
+
+    def of_sample(weights: list[Tensor], x: Tensor) -> Tensor:
+        return fused_bptt.rnn(x, None, weights)[0].sin().sum()
+
+    per_sample = vmap(grad(of_sample), in_dims=(None, 1))
+    counter = CompileCounterWithBackend("aot_eager")
+    call = compiled(per_sample, counter, dynamic=True)
+    for T, samples in ((5, 6), (5, 5), (7, 4), (6, 9)):  # the first are no other sizes
+        x = sequence(T, samples).detach().to(dtype)
+        found, expected = (dict(enumerate(of(weights, x))) for of in (call, per_sample))
+        assert_exact(*({str(key): bar for key, bar in of.items()} for of in (found, expected)))
+    assert counter.frame_count == 1
+
+
 def test_gradient_penalty() -> None:
     """A gradient inside, and the backward pass through it outside."""
     module, x = rnn(), sequence(5, 2)

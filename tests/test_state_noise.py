@@ -261,6 +261,29 @@ def test_vmap(kind: str) -> None:
     assert not torch.equal(own[0], own[1])
 
 
+@pytest.mark.parametrize("lengths", [None, (5, 3)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@both_kinds
+def test_many_cotangents(kind: str, bidirectional: bool, lengths: Any) -> None:
+    """torch.autograd.grad(is_grads_batched=True), of the state too."""
+    case = Case("many", T=5, B=2, I=3, H=4, bidirectional=bidirectional, lengths=lengths)
+    x, hx = case.inputs()
+    assert hx is not None
+    m = fused_bptt.RNN(3, 4, bidirectional=bidirectional, dtype=torch.float64, **{kind: P})
+    found = data_of(m(x, hx)[0])
+    leaves = {"x": data_of(x), "hx": hx, **dict(m.named_parameters())}
+    cotangents = torch.randn(3, *found.shape, dtype=found.dtype)
+
+    def pulled(g: Tensor, batched: bool) -> Named:
+        points = list(leaves.values())
+        options = {"retain_graph": True, "is_grads_batched": batched}
+        return dict(zip(leaves, torch.autograd.grad(found, points, g, **options), strict=True))
+
+    alone = [pulled(g, batched=False) for g in cotangents]
+    expected = {name: torch.stack([each[name] for each in alone]) for name in leaves}
+    assert_close(pulled(cotangents, batched=True), expected)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @both_kinds
 def test_compiled(kind: str, dynamic: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from taped import taped_rnn
-from tolerance import Named, assert_close, assert_no_worse
+from tolerance import Named, assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -452,6 +452,25 @@ def test_gradients_of_each_sample_in_sixteen_bits(batch_sizes: Any) -> None:
             named(gradients(*point)),
             named(exact(*(value.double() for value in point))),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("T", "batch"), [(0, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradients_of_each_sample_of_nothing(
+    bidirectional: bool, T: int, batch: int, dtype: torch.dtype
+) -> None:
+    module = fused_bptt.RNN(I, H, bidirectional=bidirectional, dtype=dtype)
+    weights = [value.detach() for value in module.parameters()]
+
+    def total(weights: list[Tensor], x: Tensor) -> Tensor:
+        output, h_n = fused_bptt.rnn(x, None, weights, bidirectional=bidirectional)
+        return output.sum() + h_n.sum()
+
+    x = torch.randn(N, T, batch, I, dtype=dtype)
+    found = vmap(grad(total), in_dims=(None, 0))(weights, x)
+    zeros = [value.new_zeros(N, *value.shape) for value in weights]
+    assert_exact(named(found), named(zeros))
 
 
 @every_option
