@@ -374,8 +374,8 @@ FAULTS = (
         "every CTA of a launch has the rows of W of the first",
         "recurrence.cuh",
         "block_index() / teams);\n  const Product product(args, team);\n"
-        "  Walk<Product, ExchangeLaunches, primitive>",
-        "0);\n  const Product product(args, team);\n  Walk<Product, ExchangeLaunches, primitive>",
+        "  Walk<Product, ExchangeLaunches, primitive",
+        "0);\n  const Product product(args, team);\n  Walk<Product, ExchangeLaunches, primitive",
         "small_launches",
     ),
     Fault(

@@ -99,8 +99,8 @@ auto with_phi(Phi phi, const F& f) {
   }
 }
 
-// The sum of the squares. Eight sums and a double's width, whatever the vectors': the same bits on
-// every ISA, and no overflow of floats.
+// The Euclidean norm. Eight sums of squares and a double's width, whatever the vectors': the same
+// bits on every ISA, and no overflow of floats.
 template <class C>
 inline double norm(const C* x, int count) {
   double sums[8] = {};
@@ -475,10 +475,11 @@ class Walk {
           i, [&](int64_t vector, int width) { epilogue_(tile_at(i, t, vector, width, b, block)); });
     });
     if constexpr (!leaky) {
+      if (!clipped_) return;
       const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
-      for (int64_t b = first; clipped_ && b < end; ++b) {
-        clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, 1), p_.clip);
-      }
+      for_each_block(widest_, first, end, [&](int64_t b, int block) {
+        clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, block), p_.clip);
+      });
     }
   }
 

@@ -2,10 +2,10 @@
 // it is are branches on numbers of the call, in a kernel of their own: the others have no trace of
 // them.
 //
-//   sum[b, n] = sum over k of W[n, k] operand[b, k]      product: as in recurrence.cuh
-//   state, rate, operand'                                 epilogue: of the sum, and of what the
-//   unit memory'[b, n] = state, or keep * state in an adjoint  kept from the step before out[t, b,
-//   n] = state
+//   sum[b, n] = sum over k of W[n, k] operand[b, k]        product: as in recurrence.cuh
+//   state, rate, operand'[b, n] = f(sum, memory[b, n])     epilogue: each word has a thread
+//   memory'[b, n] = state, or keep * state in an adjoint   what the unit keeps for the next step
+//   out[t, b, n] = state
 //
 // What W multiplies is the state (leaky_rate, outer), phi of it (leaky_voltage) or d times it
 // (inner); the adjoint of outer has the shape of inner, and that of inner the shape of outer. So

@@ -316,22 +316,13 @@ recurrence_kernel(FUSED_BPTT_ARGS args) {
 
 // One step of every team. The CTAs of all teams that read the same part of W follow one another, so
 // that it comes from memory once.
-template <class Product, Primitive primitive>
+template <class Product, Primitive primitive, bool clips = false>
 FUSED_BPTT_GLOBAL(kMostThreads)
 step_kernel(FUSED_BPTT_ARGS args) {
   const int32_t teams = static_cast<int32_t>(args.plan.teams);
   const Team team(args, block_index() % teams, block_index() / teams);
   const Product product(args, team);
-  Walk<Product, ExchangeLaunches, primitive>(team, product).run_step(args.step);
-}
-
-template <class Product>
-FUSED_BPTT_GLOBAL(kMostThreads)
-clipped_step_kernel(FUSED_BPTT_ARGS args) {
-  const int32_t teams = static_cast<int32_t>(args.plan.teams);
-  const Team team(args, block_index() % teams, block_index() / teams);
-  const Product product(args, team);
-  Walk<Product, ExchangeLaunches, Primitive::linear, true>(team, product).run_step(args.step);
+  Walk<Product, ExchangeLaunches, primitive, clips>(team, product).run_step(args.step);
 }
 
 // Before the walk: puts W in the order in which its threads read it, on pack_blocks()

@@ -150,7 +150,7 @@ void solve(KernelArgs args, int64_t resident_teams) {
       if constexpr (leaks(primitive)) {
         leaky_step_kernel<Streamed>(args);
       } else if (plan.step == Step::clipped) {
-        clipped_step_kernel<Streamed>(args);
+        step_kernel<Streamed, Primitive::linear, true>(args);
       } else {
         step_kernel<Streamed, primitive>(args);
       }

@@ -1,7 +1,9 @@
-#include "../instantiate_leaky.cuh"
+#include "../instantiate_step.cuh"
 
 namespace fused_bptt {
 
-const void* kernel_fp16_leaky(int32_t row_tiles) { return leaky_kernel_of<Math::fp16>(row_tiles); }
+const void* kernel_fp16_leaky(int32_t row_tiles) {
+  return special_step_of<Math::fp16, Step::leaky>(row_tiles);
+}
 
 }  // namespace fused_bptt

@@ -1,9 +1,9 @@
-#include "../instantiate_clipped.cuh"
+#include "../instantiate_step.cuh"
 
 namespace fused_bptt {
 
 const void* kernel_fp32_clipped(int32_t row_tiles) {
-  return clipped_kernel_of<Math::fp32>(row_tiles);
+  return special_step_of<Math::fp32, Step::clipped>(row_tiles);
 }
 
 }  // namespace fused_bptt
