@@ -140,7 +140,7 @@ def rnn(
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode and the
             forward pass are not touched. Norms on the CPU alone; not together with
-            ``checkpoint_every``, ``recurrent_dropout`` and ``zoneout``. Default None.
+            ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -213,7 +213,7 @@ def rnn(
     clip = None
     if clip_state_grad is not None:
         data = input.data if isinstance(input, PackedSequence) else input
-        clip = _check_clip(clip_state_grad, data.device, checkpoint_every, noise)
+        clip = _check_clip(clip_state_grad, data.device, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -302,6 +302,7 @@ def rnn(
             reset_state,
             bptt_window,
             noise,
+            clip,
             return_all_layers,
             weights,
         )
@@ -503,10 +504,7 @@ def _check_options(
 
 
 def _check_clip(
-    given: tuple[str, float],
-    device: torch.device,
-    checkpoint_every: int | None,
-    noise: StateNoise | None,
+    given: tuple[str, float], device: torch.device, noise: StateNoise | None
 ) -> _ops.Clip:
     """The operators' code and limit."""
     kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
@@ -517,8 +515,6 @@ def _check_clip(
         )
     if not 0 < limit < math.inf:
         raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
-    if checkpoint_every is not None:
-        raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
     if noise is not None:
         raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
     if kind == "norm" and device.type != "cpu":

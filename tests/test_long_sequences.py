@@ -8,7 +8,7 @@ from cases import Case, variants
 from helpers import Named, assert_runs, cotangent, raised
 from layers import Layer, arguments, only, solved
 from taped import taped_rnn
-from test_clip import clip_of
+from test_clip import LIMITS, clip_of
 from tolerance import assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
@@ -126,6 +126,38 @@ def test_every_kth_state_with_cuts_and_all_layers(reset, state, window, every, d
         options["reset_state"] = options["reset_state"].to(dtype)
     found = solved_with(*leaves, checkpoint_every=every, **options)
     assert_exact(found, solved_with(*leaves, **options))
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("kind", ["norm", "value"])
+@pytest.mark.parametrize("every", [1, 200])
+@every_cut
+def test_every_kth_state_with_a_clip(reset, state, window, every, kind, dtype):
+    """The bits of the plain call; what a block hands on to the one before it is not clipped."""
+    leaves = leaves_of(STACK, dtype)
+    options = cuts(reset, state, window) | {"clip_state_grad": (kind, LIMITS[kind])}
+    if state:
+        options["reset_state"] = options["reset_state"].to(dtype)
+    found = solved_with(*leaves, checkpoint_every=every, **options)
+    assert_exact(found, solved_with(*leaves, **options))
+    options["clip_state_grad"] = None
+    assert (found["weight_hh_l0"] != solved_with(*leaves, **options)["weight_hh_l0"]).any()
+
+
+@pytest.mark.parametrize("kind", ["norm", "value"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_clip_with_lengths_and_a_learned_state(learned, kind):
+    """Where there are no parts of a layer, or rows are masked; in a graph, once and not twice."""
+    module, x, hx = leaves_of(STACK, torch.float64)
+    options = cuts(True, True, 30) | {"clip_state_grad": (kind, LIMITS[kind])}
+    options["reset_state"].requires_grad_(learned)
+    options["lengths"] = torch.tensor([403, 0, 1, 100, 257, 256, 402])
+    for graph in (False, True):
+        one = solved_with(module, x, hx, graph, checkpoint_every=73, **options)
+        assert_close(one, solved_with(module, x, hx, **options))
+    with pytest.raises(RuntimeError, match="clip_state_grad: expected None where the gradients"):
+        torch.autograd.grad(one["x"].square().sum(), x)
 
 
 @every_cut
@@ -544,7 +576,6 @@ def test_stream_of_windows_without_end():
 
 
 STATE_OPTIONS = pytest.mark.parametrize("kind", [None, "norm", "value"])
-LIMITS = {"norm": 1.5, "value": 0.6}
 
 
 def state_options(kind: str | None, dim: int = 0) -> dict:
