@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _noise, _ops
 from ._autograd import layer
-from ._lengths import Masked, Ragged, check_lengths, check_range, readable
+from ._lengths import Masked, Ragged, check_lengths, check_padded, check_range, readable
 from ._noise import StateNoise
 
 if TYPE_CHECKING:
@@ -351,9 +351,8 @@ def _of_lengths(
     **options: Any,
 ) -> tuple[Any, Tensor]:
     """:func:`rnn` of padded rows of different lengths."""
-    if isinstance(input, PackedSequence) or input.dim() != 3:
-        got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
-        raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
+    check_padded(input)
+    assert isinstance(input, Tensor)
     if batch_first:
         input = input.transpose(0, 1)
         reset = reset if reset is None else reset.t()
