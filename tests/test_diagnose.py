@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -200,6 +200,16 @@ def test_nothing_known_fits() -> None:
     assert total.verdict == "unknown"
     assert total.right_steps == total.wrong_steps == ()
     assert "Give each step's share" in total.sentence
+
+
+@pytest.mark.parametrize("given", [totals, shares])
+def test_all_zeros_are_no_two_mistakes(given: Callable[[Results], dict[str, Any]]) -> None:
+    numbers = given(Method.right(case_of("tanh")).results())
+    zeros = {"weight_ih_l0": torch.zeros_like(numbers["weight_ih_l0"])}
+    found = found_with("tanh", zeros | {"bias_hh_l0": numbers["bias_hh_l0"]})
+    assert found.verdict == "unknown"
+    assert found.mistakes == ()
+    assert found.sentence.startswith("weight_ih_l0 is zero in every number: was anything added")
 
 
 def test_a_constant_factor_that_is_no_size_is_said() -> None:

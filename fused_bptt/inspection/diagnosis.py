@@ -181,13 +181,20 @@ def _judge(case: Case, given: list[Given]) -> Diagnosis:
         what = {1: "The number is", 2: "Both numbers are"}.get(count, f"All {count} numbers are")
         return said("right", f"{what} right.")
     explanations = _explanations(case, given)
+    fine = [each.label for each in given if each.fits(_value(each, right))]
+    off = [each for each in given if each.label not in fine]
+    if not any(each.values.any() for each in off) and all(
+        len(each.mistakes) > 1 for each in explanations
+    ):
+        named = words.join([each.label for each in off])
+        zero = "is zero" if len(off) == 1 else "are zero"
+        sentence = f"{named} {zero} in every number: was anything added there, and backward run?"
+        return said("unknown", sentence, seen=False)
     if not explanations:
         wrong = _wrong_given(given, right)
         sentence = _unknown(case, given, right, wrong)
         return said("unknown", sentence, wrong=wrong, seen=any(each.per_step for each in given))
-    fine = [each.label for each in given if each.fits(_value(each, right))]
     start = f"{words.join(fine)} {'is' if len(fine) == 1 else 'are'} right. " if fine else ""
-    off = [each for each in given if each.label not in fine]
     wrong_of = [_wrong_modelled(each.results, right, off) for each in explanations]
     if len(explanations) == 1:
         sentence = start + _sentence(case, explanations[0], off)
