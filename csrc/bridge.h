@@ -742,7 +742,7 @@ inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t before) {
+    int64_t before, int64_t clip, double clip_limit) {
   check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
@@ -754,7 +754,7 @@ inline BridgedLayer bridge_layer_backward_into(
   };
   BridgedLayer bridged = bridge_layer_backward(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
-      false, false, false, reset, reset_state, window, 0, 0, 0);
+      false, false, false, reset, reset_state, window, clip, clip_limit, 0);
   bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;

@@ -86,14 +86,14 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
   // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)
   // steps, from the walk's beginning to its end, give the bits that one call for all steps does.
-  // `before` steps of the whole come before these: window counts from there. Gives the gradient of
-  // h0.
+  // `before` steps of the whole come before these: window counts from there. clip as in
+  // linear_recurrence. Gives the gradient of h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
       "Tensor(d!)? bias_bar, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
-      "int before=0) -> Tensor");
+      "int before=0, int clip=0, float clip_limit=0.0) -> Tensor");
   m.def("chunk_steps(int B) -> int");
   // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
   // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key

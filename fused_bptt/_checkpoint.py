@@ -32,6 +32,7 @@ def layers(
     reset_state: Tensor | None,
     window: int,
     noise: StateNoise | None,
+    clip: _ops.Clip,
     all_layers: bool,
     parameters: Sequence[Tensor],
 ) -> tuple[list[Tensor], Tensor]:
@@ -48,6 +49,7 @@ def layers(
             None for zero; or None both.
         window: no gradient is carried over its multiples in time; 0 for none.
         noise: zoneout or recurrent dropout; its masks come from the same seed. Or None.
+        clip: of the gradient of every state, as in ``_ops.linear_recurrence``; without noise.
         all_layers: whether every layer's h is wanted.
         parameters: of each layer: weight_ih, weight_hh[, bias_ih, bias_hh].
 
@@ -66,7 +68,7 @@ def layers(
     device = None if generator is None else generator.device
     seed = int(torch.randint(1 << 62, (), generator=generator, device=device)) if random else 0
     depth = hx.size(0)
-    run = _Run(phi, every, dropout, seed, depth, reset, window, noise, all_layers, exact)
+    run = _Run(phi, every, dropout, seed, depth, reset, window, noise, clip, all_layers, exact)
     *outputs, h_n = Checkpointed.apply(run, x, hx, reset_state, *parameters)  # type: ignore[no-untyped-call]
     return outputs, h_n
 
@@ -94,6 +96,7 @@ class _Run:
     reset: Tensor | None
     window: int
     noise: StateNoise | None
+    clip: _ops.Clip
     all_layers: bool
     exact: bool
 
@@ -144,7 +147,7 @@ class _Run:
             of_layer = self.of_layer(parameters, index)
             walk = (x, states[index : index + 1], None, self.phi, 1, of_layer, reset, other)
             if self.noise is None:
-                h, h_n = layer(*walk, self.window)
+                h, h_n = layer(*walk, self.window, self.clip)
             else:
                 h, h_n = _noise.layer(*walk, self.window, self._noise(x.device, begin, index))
             outputs.append(h)
@@ -215,7 +218,7 @@ class _Run:
             here = slice(index, index + 1)
             other = None if reset_state is None else reset_state[here]
             walk = (x, hx[here], None, self.phi, 1, self.of_layer(parameters, index))
-            x, h_n = layer(*walk, self.reset, other, self.window)
+            x, h_n = layer(*walk, self.reset, other, self.window, self.clip)
             outputs.append(x)
             last.append(h_n)
             if index + 1 < self.depth and self.dropout > 0:
@@ -415,6 +418,7 @@ class _ExactSums(_Sums):
                 other,
                 run.window,
                 begin,
+                run.clip,
             )
             found.append(h0_bar)
             if below is not None and mask is not None:

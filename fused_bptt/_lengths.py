@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ._autograd import _transformed
 
@@ -103,6 +104,13 @@ def asserted(lengths: Tensor, T: int) -> Tensor:
     inside = ((every >= 0) & (every <= T)).all()
     torch._assert_async(inside, "lengths: expected numbers from 0 to T, the steps of input")
     return lengths
+
+
+def check_padded(input: Tensor | PackedSequence) -> None:
+    """Raises ValueError where ``input`` is no padded batch, which alone has lengths."""
+    if isinstance(input, PackedSequence) or input.dim() != 3:
+        got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
+        raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
 
 
 def check_lengths(lengths: Tensor, B: int, device: torch.device) -> None:

@@ -395,6 +395,7 @@ def layer_backward_(
     reset_state: Tensor | None = None,
     window: int = 0,
     before: int = 0,
+    clip: Clip = None,
 ) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
@@ -411,6 +412,7 @@ def layer_backward_(
         reset: as in :func:`recurrence_`, of these steps.
         reset_state, window: as in :func:`layer_backward`, of the whole sequence.
         before: steps of it that come before these. Between the parts the caller cuts.
+        clip: as in :func:`linear_recurrence`.
 
     Returns:
         The gradient of h0.
@@ -437,6 +439,7 @@ def layer_backward_(
         reset_state,
         window,
         before,
+        *(clip or (0, 0.0)),
     )
 
 
@@ -762,6 +765,8 @@ def _(
     reset_state: Tensor | None = None,
     window: int = 0,
     before: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> Tensor:
     written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)

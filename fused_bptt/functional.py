@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checkpoint, _noise, _ops
 from ._autograd import layer
-from ._lengths import Masked, Ragged, check_lengths, check_range, readable
+from ._lengths import Masked, Ragged, check_lengths, check_padded, check_range, readable
 from ._noise import StateNoise
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def rnn(
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode (of which
             a gradient is clipped along the states alone) and the forward pass are not touched.
-            Norms on the CPU alone; not together with ``checkpoint_every``, ``recurrent_dropout``
-            and ``zoneout``. Default None.
+            Norms on the CPU alone; not together with ``recurrent_dropout`` and ``zoneout``.
+            Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -214,7 +214,7 @@ def rnn(
     clip = None
     if clip_state_grad is not None:
         data = input.data if isinstance(input, PackedSequence) else input
-        clip = _check_clip(clip_state_grad, data.device, checkpoint_every, noise)
+        clip = _check_clip(clip_state_grad, data.device, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -303,6 +303,7 @@ def rnn(
             reset_state,
             bptt_window,
             noise,
+            clip,
             return_all_layers,
             weights,
         )
@@ -351,9 +352,8 @@ def _of_lengths(
     **options: Any,
 ) -> tuple[Any, Tensor]:
     """:func:`rnn` of padded rows of different lengths."""
-    if isinstance(input, PackedSequence) or input.dim() != 3:
-        got = "a PackedSequence" if isinstance(input, PackedSequence) else f"{input.dim()}-D"
-        raise ValueError(f"lengths: expected with a padded batch, 3-D, got them with {got}")
+    check_padded(input)
+    assert isinstance(input, Tensor)
     if batch_first:
         input = input.transpose(0, 1)
         reset = reset if reset is None else reset.t()
@@ -504,10 +504,7 @@ def _check_options(
 
 
 def _check_clip(
-    given: tuple[str, float],
-    device: torch.device,
-    checkpoint_every: int | None,
-    noise: StateNoise | None,
+    given: tuple[str, float], device: torch.device, noise: StateNoise | None
 ) -> _ops.Clip:
     """The operators' code and limit."""
     kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
@@ -518,8 +515,6 @@ def _check_clip(
         )
     if not 0 < limit < math.inf:
         raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
-    if checkpoint_every is not None:
-        raise ValueError("clip_state_grad: expected no checkpoint_every, got one")
     if noise is not None:
         raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
     if kind == "norm" and device.type != "cpu":

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._autograd import _transformed
 from ._leaky_layer import leaky_layer
+from ._lengths import Masked, Ragged, check_lengths, check_padded, check_range, readable
 from ._noise import check_generator, drawn_from
 from .functional import _NONLINEARITIES, _check_reset
 
@@ -149,6 +150,7 @@ class LeakyRNN(nn.Module):
         *,
         reset: Tensor | None = None,
         bptt_window: int = 0,
+        lengths: Tensor | None = None,
         noise: Tensor | Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
         return_rates: bool = False,
@@ -163,6 +165,10 @@ class LeakyRNN(nn.Module):
                 D = 2 if ``bidirectional`` else 1. Default: the learned one, or zero.
             reset, bptt_window: as in :func:`fused_bptt.rnn`; after a reset a row begins with the
                 learned initial state, or zero.
+            lengths: integers [B], the steps of each row of a padded batch; as in
+                :func:`fused_bptt.rnn`, with its two ways to walk them, and what is random is
+                another draw in each. Where they are not read on the host, ``reset`` with
+                ``bidirectional`` takes no ``state``. Default None: every row has T steps.
             noise: added to z_t, shaped as the output, and of several layers one for each; it takes
                 the place of ``noise_std``.
             generator: draws the seed of a layer's noise; the same state of it gives the same noise,
@@ -190,32 +196,49 @@ class LeakyRNN(nn.Module):
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         if reset is not None:
             _check_reset(reset, input, None)
+        if lengths is not None:
+            check_padded(input)
+            check_lengths(lengths, data.size(0 if self.batch_first else 1), data.device)
+            if readable(lengths):
+                check_range(lengths, data.size(1 if self.batch_first else 0))
+            elif reset is not None and state is not None and self.bidirectional:
+                raise ValueError(
+                    "reset: expected no state with lengths and bidirectional=True, where lengths "
+                    "are not read on the host, got one (a row would be cut with two states)"
+                )
         noises = noise if noise is None or isinstance(noise, Sequence) else [noise]
         for one in noises or ():
             if not isinstance(one, Tensor):
                 raise ValueError(f"noise: expected a tensor, or one for each layer, got {one!r}")
         if noises is not None and len(noises) != self.num_layers:
             raise ValueError(f"noise: expected {self.num_layers}, one a layer, got {len(noises)}")
+        shape = [*data.shape[:-1], self.hidden_size * self._directions]
+        for one in noises or ():
+            if list(one.shape) != shape:
+                raise ValueError(f"noise: expected shape {shape}, got {list(one.shape)}")
         if torch.is_autocast_enabled(data.device.type):
             with torch.autocast(data.device.type, enabled=False):
                 data = data if data.dtype == torch.float64 else data.float()
                 input = input._replace(data=data) if isinstance(input, PackedSequence) else data
                 state = state if state is None else state.to(data.dtype)
                 noises = noises if noises is None else [one.to(data.dtype) for one in noises]
-                return self._run(input, state, reset, bptt_window, noises, generator, return_rates)
-        return self._run(input, state, reset, bptt_window, noises, generator, return_rates)
+                return self._run(
+                    input, state, reset, lengths, bptt_window, noises, generator, return_rates
+                )
+        return self._run(input, state, reset, lengths, bptt_window, noises, generator, return_rates)
 
     def _run(
         self,
         input: SequenceLike,
         state: Tensor | None,
         reset: Tensor | None,
+        lengths: Tensor | None,
         window: int,
         noises: Sequence[Tensor] | None,
         generator: torch.Generator | None,
         return_rates: bool,
     ) -> tuple[Any, ...]:
-        """:meth:`forward`, checked; here every sequence is [T, B, ...] or packed [N, ...]."""
+        """:meth:`forward`, checked: the layouts of what goes in and comes out."""
         batch_sizes = order = back = None
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
@@ -239,23 +262,17 @@ class LeakyRNN(nn.Module):
         if state is not None and order is not None:
             state = state.index_select(1, order)
 
-        lasts = []
-        output = rates = data
-        for layer in range(self.num_layers):
-            given = None if noises is None else noises[layer]
-            if given is not None and batch_sizes is None:
-                given = self._inwards(given, input)  # type: ignore[arg-type]
-            begin = layer * self._directions
-            first = None if state is None else state[begin : begin + self._directions]
-            cuts = (reset, window)
-            output, rates, last = self._layer(
-                layer, data, first, batch_sizes, given, generator, *cuts
+        if noises is not None and batch_sizes is None:
+            noises = [self._inwards(given, input) for given in noises]  # type: ignore[arg-type]
+        others = (window, generator)
+        if lengths is None:
+            outputs, rates, last = self._walk(
+                data, state, batch_sizes, noises, reset, None, *others
             )
-            lasts.append(last)
-            data = rates if self.form == "voltage" else output
-            if self.dropout > 0 and self.training and layer + 1 < self.num_layers:
-                data = F.dropout(data, self.dropout)
-        last = torch.cat(lasts) if len(lasts) > 1 else lasts[0]
+            output = outputs[-1]
+        else:
+            walk = self._walk_packed if readable(lengths) else self._walk_masked
+            output, rates, last = walk(data, state, lengths, noises, reset, *others)
         last = last if back is None else last.index_select(1, back)
 
         def outwards(value: Tensor) -> SequenceLike:
@@ -268,6 +285,98 @@ class LeakyRNN(nn.Module):
         results = (outwards(output), last.squeeze(1) if unbatched else last)
         return (*results, outwards(rates)) if return_rates else results
 
+    def _walk(
+        self,
+        data: Tensor,
+        state: Tensor | None,
+        batch_sizes: Tensor | None,
+        noises: Sequence[Tensor] | None,
+        reset: Tensor | None,
+        reset_state: Tensor | None,
+        window: int,
+        generator: torch.Generator | None,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The states of every layer, the last one's rates, and the last states [L * D, B, H].
+
+        Sequences are [T, B, ...] or packed [N, ...]. ``reset_state``: what a reset begins with,
+        [L * D, B, H]; None for the learned state, or zero.
+        """
+        outputs, lasts = [], []
+        rates = data
+        for layer in range(self.num_layers):
+            here = slice(layer * self._directions, (layer + 1) * self._directions)
+            given = None if noises is None else noises[layer]
+            first, other = (None if s is None else s[here] for s in (state, reset_state))
+            output, rates, last = self._layer(
+                layer, data, first, batch_sizes, given, generator, reset, other, window
+            )
+            outputs.append(output)
+            lasts.append(last)
+            data = rates if self.form == "voltage" else output
+            if self.dropout > 0 and self.training and layer + 1 < self.num_layers:
+                data = F.dropout(data, self.dropout)
+        return outputs, rates, torch.cat(lasts) if len(lasts) > 1 else lasts[0]
+
+    def _walk_packed(
+        self,
+        data: Tensor,
+        state: Tensor | None,
+        lengths: Tensor,
+        noises: Sequence[Tensor] | None,
+        reset: Tensor | None,
+        *others: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The last layer's states and rates, and the last states, of the rows packed."""
+        ragged = Ragged(lengths, data.size(0))
+        start = self._start(data.size(1)) if state is None else state
+        outputs, rates, last = self._walk(
+            ragged.pack(data),
+            start.index_select(1, ragged.order),
+            ragged.batch_sizes,
+            noises if noises is None else [ragged.pack(given) for given in noises],
+            reset if reset is None else ragged.pack(reset),
+            None,
+            *others,
+        )
+        last = start.index_copy(1, ragged.order, last)
+        return ragged.pad(outputs[-1]), ragged.pad(rates), last
+
+    def _walk_masked(
+        self,
+        data: Tensor,
+        state: Tensor | None,
+        lengths: Tensor,
+        noises: Sequence[Tensor] | None,
+        reset: Tensor | None,
+        *others: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`_walk_packed`, of the padded batch."""
+        rows = Masked(lengths, data.size(0))
+        start = self._start(data.size(1)) if state is None else state
+        first = start.masked_fill(rows.empty, 0)
+        outputs, rates, _ = self._walk(
+            rows.zeroed(data),
+            first,
+            None,
+            noises if noises is None else [rows.zeroed(given) for given in noises],
+            rows.past if reset is None else reset | rows.past,
+            first if self.bidirectional and state is not None else None,
+            *others,
+        )
+        of_layers = start.chunk(self.num_layers)
+        ends = [rows.last(h, h0) for h, h0 in zip(outputs, of_layers, strict=True)]
+        return rows.zeroed(outputs[-1]), rows.zeroed(rates), torch.cat(ends)
+
+    def _start(self, rows: int) -> Tensor:
+        """The state that every row begins with, [L * D, rows, H]: the learned one, or zero."""
+        H, D = self.hidden_size, self._directions
+        learned = [self._of(layer, "initial") for layer in range(self.num_layers)]
+        if learned[0] is None:
+            first: Tensor = self._of(0, "leak").new_zeros(self.num_layers * D, 1, H)
+        else:
+            first = torch.cat(learned).view(self.num_layers * D, 1, H)
+        return first.expand(-1, rows, -1)
+
     def _layer(
         self,
         layer: int,
@@ -277,6 +386,7 @@ class LeakyRNN(nn.Module):
         noise: Tensor | None,
         generator: torch.Generator | None,
         reset: Tensor | None,
+        reset_state: Tensor | None,
         window: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States, rates and the last states of one layer."""
@@ -316,7 +426,8 @@ class LeakyRNN(nn.Module):
             gain = torch.ones_like(leak)
         initial = fresh if state is None else state
         operands = (data, weight_ih, weight, bias, keep, gain, initial, noise, scale)
-        cuts = (reset, None if reset is None else fresh, window)
+        other = fresh if reset_state is None else reset_state
+        cuts = (reset, None if reset is None else other, window)
         phi = _NONLINEARITIES[self.nonlinearity]
         return leaky_layer(
             *operands, batch_sizes, D - 1, phi, *cuts, seed, plain=self.form == "inside"

@@ -383,7 +383,6 @@ def test_wrong_arguments_are_named(wrong: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"checkpoint_every": 2},
         {"zoneout": 0.1},
         {"recurrent_dropout": 0.1, "training": True},
     ],
@@ -432,3 +431,7 @@ def test_the_operators_check_too(culprit: str, changed: dict[str, Any]) -> None:
         walk = (h, p.s0, h, x, *weights, p.s0, None, 0, _ops.TANH, *[True] * 4)
         with pytest.raises(RuntimeError, match=rf"\b{culprit}: expected .*got"):
             _ops.layer_backward(*walk, clip=given["clip"])
+        bars = (None, None, torch.zeros(2, 5, 5).double(), None)
+        with pytest.raises(RuntimeError, match=rf"\b{culprit}: expected .*got"):
+            _ops.layer_backward_(*walk[:10], *bars, clip=given["clip"])
+        assert (bars[2] == 0).all()

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-from fused_bptt import LeakyRNN, _ops
+from fused_bptt import LeakyRNN, _ops, leaky
 from fused_bptt.parametrizations import Dale, dale_signs
 
 T, B, I, H = 6, 3, 2, 5  # noqa: E741
@@ -156,6 +156,92 @@ def test_equals_the_form(
     )
     leaves = [x, h0, *m.parameters()]
     assert_close(gradients(found, leaves), gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["", "state"])
+@pytest.mark.parametrize("reset", [False, True], ids=["", "reset"])
+@pytest.mark.parametrize("masked", [False, True], ids=["packed", "masked"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_form
+def test_rows_of_different_lengths(
+    form: str,
+    shape: dict[str, Any],
+    masked: bool,
+    reset: bool,
+    given: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each row is what it is alone; what is past its end is not read, and a row may be empty."""
+    if masked:
+        monkeypatch.setattr(leaky, "readable", lambda lengths: False)
+    m = module(form, leak=torch.linspace(0.1, 1, H), **shape)
+    D, lengths, there = 1 + m.bidirectional, (3, 6, 0, 1), [0, 1, 3]
+    past = torch.arange(T)[:, None, None] >= torch.tensor(lengths)[:, None]
+    x = double(T, 4, I).masked_fill(past, torch.nan).requires_grad_()
+    noises = [double(T, 4, D * H).masked_fill(past, torch.nan) for _ in range(m.num_layers)]
+    h0 = double(m.num_layers * D, 4, H).requires_grad_()
+    mask = torch.zeros(T, 4, dtype=torch.bool)
+    mask[:, :2] = reset & MASK[:, :2]
+
+    def laid_out(value: Tensor) -> Tensor:
+        return value.transpose(0, 1) if m.batch_first else value
+
+    options: dict[str, Any] = {"lengths": torch.tensor(lengths), "return_rates": True}
+    options |= {"noise": [laid_out(noise) for noise in noises]}
+    options |= {"reset": laid_out(mask) if reset else None, "state": h0 if given else None}
+    if masked and reset and given and m.bidirectional:
+        with pytest.raises(ValueError, match="reset: expected no state with lengths and bidirect"):
+            m(laid_out(x), **options)
+        return
+    output, last, rates = m(laid_out(x), **options)
+    output, rates = laid_out(output), laid_out(rates)
+    assert (output.masked_select(past) == 0).all()
+    assert (rates.masked_select(past) == 0).all()
+    by_row = [torch.cat([v[:n, b] for b, n in enumerate(lengths)]) for v in (output, rates)]
+    states, expected_rates, ends = written(
+        m,
+        [x[: lengths[b], b] for b in there],
+        [[noise[: lengths[b], b] for b in there] for noise in noises],
+        [mask[: lengths[b], b] for b in there],
+        h0[:, there] if given else None,
+    )
+    first = h0
+    if not given:
+        names = [f"initial_l{k}{s}" for k in range(m.num_layers) for s in ("", "_reverse")[:D]]
+        first = torch.stack([getattr(m, name) for name in names])[:, None].expand_as(h0)
+    expected = [states, expected_rates, first.index_copy(1, torch.tensor(there), ends)]
+    leaves = [x, h0, *m.parameters()]
+    assert_close(gradients([*by_row, last], leaves), gradients(expected, leaves))
+
+
+@each_form
+def test_lengths_under_vmap_and_compiled(form: str) -> None:
+    """Members with lengths of their own, and a graph that does not know them."""
+    m = module(form, leak=0.3, num_layers=2, bidirectional=True)
+    xs, sizes = double(3, T, B, I), torch.tensor([[1, 6, 0], [6, 6, 6], [0, 0, 2]])
+
+    def loss(x: Tensor, lengths: Tensor) -> Tensor:
+        output, last = m(x, lengths=lengths)
+        return (output.sin() * output).sum() + (last.sin() * last).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(xs, sizes)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for x, lengths, bar in zip(xs, sizes, found, strict=True):
+        x = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(x, lengths), x)
+        (other,) = torch.autograd.grad(compiled(x, lengths), x)
+        assert_close({"vmap": bar, "compiled": other}, {"vmap": expected, "compiled": expected})
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 0, 0)])
+def test_no_rows_and_rows_of_no_steps(sizes: tuple[int, ...]) -> None:
+    m, rows = module("rate", leak=0.3, num_layers=2), len(sizes)
+    lengths = torch.tensor(sizes, dtype=torch.int64)
+    output, last = m(double(T, rows, I), lengths=lengths)
+    assert output.shape == (T, rows, H)
+    assert (output == 0).all()
+    first = torch.stack([m.initial_l0, m.initial_l1])[:, None].expand(-1, rows, -1)
+    assert_exact({"": last}, {"": first})
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -432,6 +518,11 @@ def test_wrong_arguments_are_named(name: str, options: dict[str, Any]) -> None:
         ("state", {"state": torch.zeros(1, B, H).bfloat16()}),
         ("reset", {"reset": torch.zeros(T, B)}),
         ("reset", {"reset": torch.zeros(B, T).bool()}),
+        ("lengths", {"lengths": torch.tensor([1, 2])}),
+        ("lengths", {"lengths": torch.tensor([1.0, 2, 3])}),
+        ("lengths", {"lengths": torch.tensor([1, 2, T + 1])}),
+        ("lengths", {"lengths": torch.tensor([1]), "input": torch.zeros(T, I)}),
+        ("noise", {"noise": torch.zeros(T - 1, B, H), "lengths": torch.tensor([1, 2, 3])}),
         ("noise", {"noise": torch.zeros(T, B, 9)}),
         ("noise", {"noise": torch.zeros(T, B, H).double()}),
         ("noise", {"noise": 3}),

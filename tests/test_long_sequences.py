@@ -7,11 +7,14 @@ import torch
 from cases import Case, variants
 from helpers import Named, assert_runs, cotangent, raised
 from layers import Layer, arguments, only, solved
+from taped import taped_rnn
+from test_clip import LIMITS, clip_of
 from tolerance import assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from fused_bptt import RNN, _ops, checkpointed_loss, truncated_bptt
+from fused_bptt.parametrizations import InitialState
 
 CPU = (torch.float32, torch.float64)
 
@@ -123,6 +126,38 @@ def test_every_kth_state_with_cuts_and_all_layers(reset, state, window, every, d
         options["reset_state"] = options["reset_state"].to(dtype)
     found = solved_with(*leaves, checkpoint_every=every, **options)
     assert_exact(found, solved_with(*leaves, **options))
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", CPU, ids=str)
+@pytest.mark.parametrize("kind", ["norm", "value"])
+@pytest.mark.parametrize("every", [1, 200])
+@every_cut
+def test_every_kth_state_with_a_clip(reset, state, window, every, kind, dtype):
+    """The bits of the plain call; what a block hands on to the one before it is not clipped."""
+    leaves = leaves_of(STACK, dtype)
+    options = cuts(reset, state, window) | {"clip_state_grad": (kind, LIMITS[kind])}
+    if state:
+        options["reset_state"] = options["reset_state"].to(dtype)
+    found = solved_with(*leaves, checkpoint_every=every, **options)
+    assert_exact(found, solved_with(*leaves, **options))
+    options["clip_state_grad"] = None
+    assert (found["weight_hh_l0"] != solved_with(*leaves, **options)["weight_hh_l0"]).any()
+
+
+@pytest.mark.parametrize("kind", ["norm", "value"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_clip_with_lengths_and_a_learned_state(learned, kind):
+    """Where there are no parts of a layer, or rows are masked; in a graph, once and not twice."""
+    module, x, hx = leaves_of(STACK, torch.float64)
+    options = cuts(True, True, 30) | {"clip_state_grad": (kind, LIMITS[kind])}
+    options["reset_state"].requires_grad_(learned)
+    options["lengths"] = torch.tensor([403, 0, 1, 100, 257, 256, 402])
+    for graph in (False, True):
+        one = solved_with(module, x, hx, graph, checkpoint_every=73, **options)
+        assert_close(one, solved_with(module, x, hx, **options))
+    with pytest.raises(RuntimeError, match="clip_state_grad: expected None where the gradients"):
+        torch.autograd.grad(one["x"].square().sum(), x)
 
 
 @every_cut
@@ -563,6 +598,93 @@ def test_stream_of_windows_without_end():
     windows.close()
 
 
+STATE_OPTIONS = pytest.mark.parametrize("kind", [None, "norm", "value"])
+
+
+def state_options(kind: str | None, dim: int = 0) -> dict:
+    """Resets, at the beginning of parts too, a state that is learned, and a clip."""
+    reset = torch.rand(50, 4, generator=torch.Generator().manual_seed(4)) < 0.15
+    reset[20, 1] = reset[7, 2] = reset[0, 3] = True
+    learned = InitialState(2, 8).double()
+    nn.init.normal_(learned.state)
+    clip = None if kind is None else (kind, LIMITS[kind])
+    given = {"reset": reset.transpose(0, dim), "clip_state_grad": clip}
+    return {"reset_state": learned(4), **given}
+
+
+def by_the_loop(rnn: RNN, x: Tensor, hx: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+    """The module's results, by a loop on autograd's tape; in the module's order of dimensions."""
+    dim = 1 if rnn.batch_first else 0
+    given = {name: options[name] for name in ("reset", "reset_state")}
+    given["reset"] = given["reset"].transpose(0, dim)
+    if options["clip_state_grad"] is not None:
+        given["hook"] = clip_of(*options["clip_state_grad"])
+    weights = list(rnn.parameters())
+    output, h_n = taped_rnn(x.transpose(0, dim), hx, weights, num_layers=2, **given)
+    return output.transpose(0, dim), h_n
+
+
+@STATE_OPTIONS
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_options_of_the_module_in_a_loss_in_parts(every, batch_first, kind):
+    rnn, readout, x, loss = regression(num_layers=2, batch_first=batch_first)
+    x.requires_grad_()
+    state = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
+    options = state_options(kind, int(batch_first))
+    options["reset_state"] = 2 * options["reset_state"]  # a graph that is gone through once
+    leaves = {"x": x, "state": state, "other": options["reset_state"]}
+    leaves |= dict(rnn.named_parameters()) | dict(readout.named_parameters(prefix="readout"))
+    for leaf in (x, state, options["reset_state"]):
+        leaf.retain_grad()
+    results = []
+    for parts in (True, False):
+        for leaf in leaves.values():
+            leaf.grad = None
+        if parts:
+            total, last = checkpointed_loss(rnn, x, loss, every=every, state=state, **options)
+        else:
+            output, last = by_the_loop(rnn, x, state, options)
+            total = loss(output, slice(0, 50))
+        (2 * total + last.square().sum()).backward(retain_graph=True)
+        found = {name: leaf.grad for name, leaf in leaves.items()}
+        results.append(found | {"total": total.detach(), "last": last.detach()})
+    assert_close(*results)
+
+
+@STATE_OPTIONS
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("iterator", [False, True])
+@pytest.mark.parametrize("checkpoint_every", [None, 6])
+def test_options_of_the_module_in_a_stream(checkpoint_every, iterator, batch_first, kind):
+    rnn, readout, x, loss = regression(num_layers=2, batch_first=batch_first)
+    dim = int(batch_first)
+    options = state_options(kind, dim)
+    learned = options["reset_state"]._base  # type: ignore[attr-defined]
+    parameters = [*rnn.parameters(), *readout.parameters(), learned]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    resets = options["reset"].split(20, dim)
+    stream: dict = {"stream": x, "window": 20, **options}
+    if iterator:
+        pairs = zip(x.split(20, dim), resets, strict=True)
+        stream = {"stream": pairs, **options, "reset": None}
+    hx, count = torch.zeros(2, 4, 8, dtype=torch.float64), 0
+    for window in truncated_bptt(
+        rnn, loss=loss, optimizer=optimizer, checkpoint_every=checkpoint_every, **stream
+    ):
+        found = {f"{i}": p.grad.clone() for i, p in enumerate(parameters)}
+        optimizer.zero_grad()
+        of_window = options | {"reset": resets[count]}
+        output, last = by_the_loop(rnn, x.split(20, dim)[count], hx, of_window)
+        value = loss(output, window.steps)
+        value.backward()
+        expected = {f"{i}": p.grad.clone() for i, p in enumerate(parameters)}
+        expected |= {"loss": value.detach(), "state": last.detach()}
+        assert_close(found | {"loss": window.loss, "state": window.state}, expected)
+        hx, count = window.state, count + 1
+    assert count == 3
+
+
 def test_progress_bar(capsys):
     rnn, _, x, _ = regression()
     optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
@@ -576,6 +698,7 @@ def test_arguments_of_streams_that_do_not_fit():
     optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
     both = RNN(3, 8, bidirectional=True, dtype=torch.float64)
     wrong = lambda output, steps: output  # noqa: E731
+    reset = torch.zeros(50, 4, dtype=torch.bool)
     for call, words in (
         (
             lambda: checkpointed_loss(rnn, x, loss, every=0),
@@ -587,6 +710,34 @@ def test_arguments_of_streams_that_do_not_fit():
         (lambda: truncated_bptt(rnn, x, loss, optimizer, window=0), "window: expected a number of"),
         (lambda: truncated_bptt(rnn, [x], loss, optimizer, window=2), "window: expected None for"),
         (lambda: truncated_bptt(both, x, loss, optimizer, window=2), "rnn: expected a module in o"),
+        (
+            lambda: truncated_bptt(rnn, [x], loss, optimizer, reset=reset),
+            "reset: expected None for an iterable of windows",
+        ),
+        (
+            lambda: next(truncated_bptt(rnn, [(x,)], loss, optimizer)),
+            "stream: expected tensors or pairs of tensors (window, reset), got 1 items",
+        ),
+        (
+            lambda: next(truncated_bptt(rnn, [[x, reset]], loss, optimizer)),
+            "stream: expected tensors or pairs of tensors (window, reset), got list",
+        ),
+        (
+            lambda: truncated_bptt(rnn, x, loss, optimizer, window=2, reset=reset[1:]),
+            "reset: expected shape [50, 4], one for each step of input, got [49, 4]",
+        ),
+        (
+            lambda: checkpointed_loss(rnn, x, loss, every=9, reset=reset.int()),
+            "reset: expected dtype torch.bool, got torch.int32",
+        ),
+        (
+            lambda: checkpointed_loss(rnn, x, loss, every=9, reset_state=x[:1]),
+            "reset_state: expected with reset, got it alone",
+        ),
+        (
+            lambda: checkpointed_loss(rnn, x, loss, every=9, clip_state_grad=("norm", 0.0)),
+            "clip_state_grad: expected a finite limit above 0, got 0.0",
+        ),
         (
             lambda: truncated_bptt(rnn, x, loss, optimizer, window=2, checkpoint_every=-1),
             "checkpoint_every: expected a number of steps >= 1, got -1",

@@ -97,7 +97,7 @@ def layer_backward_(dtype: torch.dtype) -> Iterator[Call]:
         operands = backward_arguments(p, forward(p, TANH)["h"], TANH)
         reset = {"reset": cuts.get("reset")}
         yield (*operands, *bars), reset
-        yield (*operands, None, None, bars[2], None), reset
+        yield (*operands, None, None, bars[2], None), reset | CLIP
 
 
 def leaky_operands(p: Layer, with_gain: bool) -> tuple[Any, ...]:

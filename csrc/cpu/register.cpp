@@ -148,10 +148,11 @@ Tensor layer_backward_(const std::optional<Tensor>& g, const std::optional<Tenso
                        const std::optional<Tensor>& weight_ih_bar,
                        const std::optional<Tensor>& weight_hh_bar,
                        const std::optional<Tensor>& bias_bar, const std::optional<Tensor>& reset,
-                       const std::optional<Tensor>& reset_state, int64_t window, int64_t before) {
+                       const std::optional<Tensor>& reset_state, int64_t window, int64_t before,
+                       int64_t clip, double clip_limit) {
   const BridgedLayer bridged = bridge_layer_backward_into(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, x_bar,
-      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before);
+      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before, clip, clip_limit);
   solve(bridged.layer);
   return *bridged.last;
 }
