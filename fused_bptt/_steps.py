@@ -172,10 +172,12 @@ class Steps:
     def _in_window(self) -> Tensor:
         """Whether each row's step is a multiple of the window but 0, bool [N, G, 1]."""
         if self.batch_sizes is None:
-            steps = torch.arange(self.rows // self.batch).repeat_interleave(self.batch)
+            # Made where it is needed: a copy from the host waits for the device, and no CUDA graph
+            # takes one.
+            steps = torch.arange(self.rows // self.batch, device=self.device)
+            steps = steps[:, None].expand(-1, self.batch).reshape(-1)
         else:
-            steps = torch.repeat_interleave(self.batch_sizes)
-        steps = steps.to(self.device)
+            steps = torch.repeat_interleave(self.batch_sizes).to(self.device)
         inside = (steps > 0) & (steps % self.window == 0)
         return inside[:, None, None].expand(self.rows, self.groups, 1)
 

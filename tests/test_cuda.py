@@ -469,12 +469,12 @@ def test_captured_in_a_graph(p: Problem, plan: str, monkeypatch: Any) -> None:
     assert_exact(found, expected)
 
 
-def training_step(dtype: torch.dtype) -> tuple[Callable[..., Any], Tensor]:
+def training_step(dtype: torch.dtype, **cuts: Any) -> tuple[Callable[..., Any], Tensor]:
     module = fused_bptt.RNN(5, 33, num_layers=2, bidirectional=True, device="cuda", dtype=dtype)
     x = torch.randn(9, 4, 5, device="cuda", dtype=dtype)
 
     def step(x: Tensor) -> tuple[Tensor, ...]:
-        output, _ = module(x)
+        output, _ = module(x, **cuts)
         return output, *torch.autograd.grad(output.square().sum(), [*module.parameters()])
 
     return step, x
@@ -484,9 +484,12 @@ def numbered(values: Any) -> Named:
     return {str(index): value.detach().clone() for index, value in enumerate(values)}
 
 
-def test_training_step_captured_in_a_graph() -> None:
+@pytest.mark.parametrize("cut", ["", "reset", "window"])
+def test_training_step_captured_in_a_graph(cut: str) -> None:
     """Forward and backward of the module, as torch's notes on CUDA graphs write it."""
-    step, x = training_step(torch.float32)
+    reset = (torch.arange(36, device="cuda") % 5 == 0).view(9, 4)
+    cuts: dict[str, Any] = {"reset": {"reset": reset}, "window": {"bptt_window": 3}}.get(cut, {})
+    step, x = training_step(torch.float32, **cuts)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
