@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from against_loop import cotangents_of, resets, setting, with_gradients
 from cases import WIDE, Case, ids, variants
-from helpers import FLOAT_TYPES, assert_runs, cotangent, data_of, raised
+from helpers import FLOAT_TYPES, assert_runs, data_of, raised
 from primitives import Problem, problems
-from taped import taped_rnn
 from tolerance import Named, assert_close, assert_exact, assert_no_worse, assert_same_nonfinite
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
-from torch.nn.utils.rnn import PackedSequence
 
 import fused_bptt
 from fused_bptt import _ops
@@ -62,32 +61,17 @@ def solve(
     spoiled: float | None = None,
 ) -> Named:
     """Outputs and gradients, ours or the loop's; `spoiled`: a number in the cotangent of h."""
-    x, hx = case.inputs(dtype)
-    weights = list(case.module(fused_bptt.RNN, dtype).parameters())
-    if isinstance(x, PackedSequence):  # the loop knows rows in their packed order alone
-        x = PackedSequence(x.data, x.batch_sizes)
-    data, state = data_of(x), cotangent(hx, 5).requires_grad_()
-    leaves = {"x": data, "hx": hx, **{f"weight{i}": w for i, w in enumerate(weights)}}
-    options: dict[str, Any] = {
-        name: getattr(case, name) for name in ("nonlinearity", "num_layers", "bidirectional")
-    }
+    both = setting(case, dtype)
+    options: dict[str, Any] = {}
     if cuts != "none":
-        where = torch.rand(data.shape[:-1], generator=case.generator()) < 0.3
-        options |= {"reset": where, "bptt_window": 3}
+        options = {"reset": resets(case, data_of(both.x)), "bptt_window": 3}
     if cuts == "learned":
-        leaves["state"] = options["reset_state"] = state
-    if ours:
-        output, h_n = fused_bptt.rnn(x, hx, weights, **options, **of_ours(clip))
-    else:
-        sizes = x.batch_sizes.tolist() if isinstance(x, PackedSequence) else None
-        output, h_n = taped_rnn(data, hx, weights, batch_sizes=sizes, **options, **of_loop(clip))
-    found = {"output": data_of(output), "h_n": h_n}
-    cotangents = [cotangent(value, seed) for seed, value in enumerate(found.values())]
+        options["reset_state"] = both.state
+    found = both.ours(**options, **of_ours(clip)) if ours else both.loop(**options, **of_loop(clip))
+    cotangents = cotangents_of(found)
     if spoiled is not None:  # at the first step, after which nothing more spreads it
         cotangents[0][(0, *(size // 2 for size in cotangents[0].shape[1:]))] = spoiled
-    bars = torch.autograd.grad(list(found.values()), list(leaves.values()), cotangents)
-    found |= {f"grad {name}": bar for name, bar in zip(leaves, bars, strict=True)}
-    return {name: value.detach() for name, value in found.items()}
+    return with_gradients(found, both.leaves(learned=cuts == "learned"), cotangents=cotangents)
 
 
 @pytest.mark.isa

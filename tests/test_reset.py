@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from against_loop import resets, setting, with_gradients
 from cases import Case, ids, variants
 from helpers import FLOAT_TYPES, cotangent, data_of
 from primitives import Operators, Problem
@@ -36,47 +37,13 @@ SMALL = tuple(
 )
 
 
-def resets(case: Case, data: Tensor, share: float = 0.3) -> Tensor:
-    return torch.rand(data.shape[:-1], generator=case.generator()) < share
-
-
-def leaves_of(case: Case) -> tuple[Tensor, Any, list[Tensor], Tensor]:
-    """Data, batch sizes in the rows' order, leaves, and the state that replaces others."""
-    x, hx = case.inputs()
-    state = cotangent(hx, 5).requires_grad_()
-    weights = list(case.module().parameters())
-    if isinstance(x, PackedSequence):  # the loop knows rows in their packed order alone
-        x = PackedSequence(x.data, x.batch_sizes)
-    return x, hx, weights, state
-
-
 def solve(case: Case, ours: bool, second: bool, learned: bool = True, **options: Any) -> Named:
     """Outputs, gradients, and those of the gradients' squares."""
-    x, hx, weights, state = leaves_of(case)
-    sizes = x.batch_sizes.tolist() if isinstance(x, PackedSequence) else None
-    named = {"x": data_of(x), "hx": hx}
-    if learned:
-        named["state"] = state
-    named |= {f"weight{i}": weight for i, weight in enumerate(weights)}
-    options |= {"reset": resets(case, data_of(x)), "reset_state": state}
-    if not learned:
-        options["reset_state"] = state.detach()
-    options |= {name: case.options[name] for name in ("nonlinearity", "num_layers")}
-    options["bidirectional"] = case.bidirectional
-    if ours:
-        output, h_n = fused_bptt.rnn(x, hx, weights, **options)
-    else:
-        output, h_n = taped_rnn(data_of(x), hx, weights, batch_sizes=sizes, **options)
-    found = {"output": data_of(output), "h_n": h_n}
-    cotangents = [cotangent(value, seed) for seed, value in enumerate(found.values())]
-    values, leaves = list(found.values()), list(named.values())
-    bars = torch.autograd.grad(values, leaves, cotangents, create_graph=second)
-    found |= {f"grad {name}": bar for name, bar in zip(named, bars, strict=True)}
-    if second:
-        squares = sum(bar.square().sum() for bar in bars)
-        again = torch.autograd.grad(squares, leaves)
-        found |= {f"again {name}": bar for name, bar in zip(named, again, strict=True)}
-    return {name: value.detach() for name, value in found.items()}
+    both = setting(case)
+    options["reset"] = resets(case, data_of(both.x))
+    options["reset_state"] = both.state if learned else both.state.detach()
+    found = both.ours(**options) if ours else both.loop(**options)
+    return with_gradients(found, both.leaves(learned=learned), second=second)
 
 
 @pytest.mark.isa
@@ -90,7 +57,7 @@ def test_equals_the_loop(case: Case, window: int) -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=ids(SMALL))
 def test_gradcheck(case: Case) -> None:
-    x, hx, weights, state = leaves_of(case)
+    x, hx, weights, state, _ = setting(case)
     mask = resets(case, data_of(x))
 
     def function(data: Tensor, hx: Tensor, state: Tensor, *weights: Tensor) -> Any:
@@ -277,7 +244,7 @@ def test_wrong_operands_are_named(name: str, wrong: dict[str, Any]) -> None:
 def test_forward_mode_is_cut_too() -> None:
     """As `detach` does: a tangent does not cross a multiple of the window."""
     case = Case("tangents", T=6)
-    x, hx, weights, _ = leaves_of(case)
+    x, hx, weights, *_ = setting(case)
 
     def run(rnn: Any) -> Any:
         return jvp(

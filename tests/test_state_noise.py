@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from against_loop import resets, setting, with_gradients
 from cases import Case, ids, variants
-from helpers import FLOAT_TYPES, cotangent, data_of, raised
-from taped import taped_rnn
+from helpers import FLOAT_TYPES, data_of, raised
 from tolerance import Named, assert_close, assert_exact
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -55,36 +55,17 @@ def masks(kind: str, case: Case, data: Tensor) -> dict[str, list[Tensor]]:
 
 def solve(case: Case, kind: str, ours: bool, second: bool, cuts: bool = False) -> Named:
     """Outputs, gradients, and those of the gradients' squares."""
-    x, hx = case.inputs()
-    assert hx is not None
-    weights = list(case.module().parameters())
-    if isinstance(x, PackedSequence):  # the loop knows rows in their packed order alone
-        x = PackedSequence(x.data, x.batch_sizes)
-    data, state = data_of(x), cotangent(hx, 5).requires_grad_()
-    leaves = {"x": data, "hx": hx, **{f"weight{i}": w for i, w in enumerate(weights)}}
-    options: dict[str, Any] = {
-        name: getattr(case, name) for name in ("nonlinearity", "num_layers", "bidirectional")
-    }
+    both = setting(case)
+    options: dict[str, Any] = {}
+    data = data_of(both.x)
     if cuts:
-        leaves["state"] = state
-        where = torch.rand(data.shape[:-1], generator=case.generator()) < 0.3
-        options |= {"reset": where, "reset_state": state, "bptt_window": 3}
+        options = {"reset": resets(case, data), "reset_state": both.state, "bptt_window": 3}
     if ours:
         noise: dict[str, Any] = {kind: P, "generator": seeded(), "training": True}
-        output, h_n = fused_bptt.rnn(x, hx, weights, **options, **noise)
+        found = both.ours(**options, **noise)
     else:
-        sizes = x.batch_sizes.tolist() if isinstance(x, PackedSequence) else None
-        given = masks(kind, case, data)
-        output, h_n = taped_rnn(data, hx, weights, batch_sizes=sizes, **options, **given)
-    found = {"output": data_of(output), "h_n": h_n}
-    cotangents = [cotangent(value, seed) for seed, value in enumerate(found.values())]
-    points = list(leaves.values())
-    bars = torch.autograd.grad(list(found.values()), points, cotangents, create_graph=second)
-    found |= {f"grad {name}": bar for name, bar in zip(leaves, bars, strict=True)}
-    if second:
-        again = torch.autograd.grad(sum(bar.square().sum() for bar in bars), points)
-        found |= {f"again {name}": bar for name, bar in zip(leaves, again, strict=True)}
-    return {name: value.detach() for name, value in found.items()}
+        found = both.loop(**options, **masks(kind, case, data))
+    return with_gradients(found, both.leaves(learned=cuts), second=second)
 
 
 @pytest.mark.isa
