@@ -149,23 +149,32 @@ inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
   return bridged.kept.back();
 }
 
-// A new contiguous tensor, of at most four dimensions, with the model's dtype and device.
-inline Tensor empty(Shape sizes, const Tensor& model) {
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// A new contiguous tensor, of at most four dimensions, with the model's device.
+inline Tensor empty(Shape sizes, const Tensor& model, int32_t dtype) {
   std::array<int64_t, 4> strides;
   int64_t stride = 1;
   for (size_t i = sizes.count; i-- > 0;) {
     strides[i] = stride;
     stride *= sizes.data[i] > 0 ? sizes.data[i] : 1;
   }
-  int32_t dtype = 0;
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(model.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &device_type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.count), sizes.data, strides.data(), dtype,
                                device_type, model.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+// And with its dtype.
+inline Tensor empty(Shape sizes, const Tensor& model) {
+  return empty(sizes, model, dtype_of(model));
 }
 
 // T, B and the rows of each step, of a sequence [T, B, ...] or, packed, [N, ...].
@@ -427,6 +436,7 @@ inline Bridged bridge_leaky_linear(const Tensor& w, const Tensor& keep, const Te
 struct BridgedLayer : Bridged {
   Layer layer;
   std::optional<Tensor> x_bar, weight_ih_bar, weight_hh_bar, bias_bar;
+  std::optional<Tensor> replaced;
   std::optional<Tensor> ends, keep_bar, gain_bar, noise_scale_bar;  // with a leak
 };
 
@@ -523,8 +533,10 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t clip, double clip_limit, int64_t members) {
+    int64_t clip, double clip_limit, int64_t members, bool need_reset_state) {
   const Clip clipped = clip_of(clip, clip_limit);
+  check(!need_reset_state || reset_state,
+        "need_reset_state: expected false without reset_state, got true");
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
@@ -574,6 +586,10 @@ inline BridgedLayer bridge_layer_backward(
   layer.weight_ih_bar = sum(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
   layer.weight_hh_bar = sum(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
   layer.bias_bar = sum(need_bias, bridged.bias_bar, {p.G * p.H});
+  if (need_reset_state) {
+    bridged.replaced = empty({p.G, p.B, p.H}, x, aoti_torch_dtype_float64());
+    p.replaced_product = state_of(torch::stable::zero_(*bridged.replaced));
+  }
   layer.walk = p;
   return bridged;
 }
@@ -706,15 +722,18 @@ inline BridgedLayer bridge_leaky_layer_backward(
   if (g) p.drive = sequence("g", *g);
   if (g_rate) p.rate = sequence("g_rate", *g_rate);
 
-  bridged.ends = empty({reset ? 4 : 2, p.G, p.B, p.H}, x);
-  char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
-  const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
-  const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
-  p.last_product = end(0);
-  p.last = end(1);
+  const auto half = [&](const Tensor& both, int64_t index, int64_t bytes) -> State {
+    char* const at = static_cast<char*>(both.mutable_data_ptr());
+    return {at + index * p.G * p.B * p.H * bytes, p.B * p.H, p.H};
+  };
+  bridged.ends = empty({2, p.G, p.B, p.H}, x);
+  p.last_product = half(*bridged.ends, 0, p.type == Type::float64 ? 8 : 4);
+  p.last = half(*bridged.ends, 1, p.type == Type::float64 ? 8 : 4);
   if (reset) {
-    p.replaced_product = end(2);
-    p.replaced = end(3);
+    bridged.replaced = empty({2, p.G, p.B, p.H}, x, aoti_torch_dtype_float64());
+    torch::stable::zero_(*bridged.replaced);
+    p.replaced_product = half(*bridged.replaced, 0, 8);
+    p.replaced = half(*bridged.replaced, 1, 8);
   }
   const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
     if (need) to = empty(sizes, x);
@@ -742,7 +761,7 @@ inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t before, int64_t clip, double clip_limit) {
+    int64_t before, int64_t clip, double clip_limit, const std::optional<Tensor>& replaced) {
   check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
@@ -754,7 +773,7 @@ inline BridgedLayer bridge_layer_backward_into(
   };
   BridgedLayer bridged = bridge_layer_backward(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
-      false, false, false, reset, reset_state, window, clip, clip_limit, 0);
+      false, false, false, reset, reset_state, window, clip, clip_limit, 0, false);
   bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
@@ -764,6 +783,14 @@ inline BridgedLayer bridge_layer_backward_into(
       owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},
             "that of weight_hh");
   layer.bias_bar = owned("bias_bar", bias_bar, {units}, "[G * H]");
+  if (replaced) {
+    const Problem& p = layer.walk;
+    check_shape("replaced", *replaced, {p.G, p.B, p.H}, "[G, B, H]");
+    check(replaced->scalar_type() == ScalarType::Double && replaced->is_contiguous(),
+          "replaced: expected to be contiguous and of dtype Double, got ",
+          toString(replaced->scalar_type()));
+    layer.walk.replaced_product = {replaced->mutable_data_ptr(), p.B * p.H, p.H};
+  }
   layer.accumulate = true;
   return bridged;
 }

@@ -109,9 +109,10 @@ struct Problem {
   // s_0; BPTT with a leak: k_1 * y_1. Null: not wanted.
   State last;
   Cuts cuts;
-  // BPTT with a leak: q_1, and the sums of q_t and k_t * y_t over the steps that began with a
-  // replacement.
-  State last_product, replaced_product, replaced;
+  State last_product;  // BPTT with a leak: q_1
+  // BPTT: the sums of q_t, and with a leak of k_t * y_t, over the steps that each row began with a
+  // replacement are added to these. float64, whatever the type. Null: not wanted.
+  State replaced_product, replaced;
   Clip clip;  // adjoint of the linear recurrence
 };
 

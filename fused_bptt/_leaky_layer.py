@@ -172,7 +172,7 @@ class LeakyLayer(torch.autograd.Function):
             sent[1],
             ctx.window,
         )
-        x_bar, ih_bar, hh_bar, bias_bar, keep_bar, gain_bar, scale_bar, ends = bars
+        x_bar, ih_bar, hh_bar, bias_bar, keep_bar, gain_bar, scale_bar, ends, replaced = bars
 
         def of_state(rate: Tensor, product: Tensor, kept: Tensor) -> Tensor:
             """The cotangent of a state that a walk begins or goes on with."""
@@ -190,7 +190,7 @@ class LeakyLayer(torch.autograd.Function):
             of_state(sent[0], ends[0], ends[1]) if need_initial else None,
             None,
             scale_bar if scale is not None else None,
-            of_state(sent[1], ends[2], ends[3]) if need_reset_state else None,
+            of_state(sent[1], *replaced.to(x.dtype)) if need_reset_state else None,
         )
 
 

@@ -155,12 +155,12 @@ def rnn(
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
-            the plain call; with ``lengths``, zoneout, recurrent dropout or a ``reset_state`` that
-            has a gradient, and elsewhere, they are the same sums in another order. Random masks are
-            drawn from a seed, and are others than the plain call's. Each layer's output is made
-            where it is returned, and with ``lengths``. In one direction (the second reads each
-            layer's output from its end), and not for a PackedSequence (use ``lengths``). No effect
-            under ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+            the plain call; with ``lengths``, zoneout or recurrent dropout, and elsewhere, they are
+            the same sums in another order. Random masks are drawn from a seed, and are others than
+            the plain call's. Each layer's output is made where it is returned, and with
+            ``lengths``. In one direction (the second reads each layer's output from its end), and
+            not for a PackedSequence (use ``lengths``). No effect under ``torch.compile`` and
+            ``torch.func``. Default None: every state is kept.
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal

@@ -86,7 +86,7 @@ def layer(dtype: torch.dtype) -> Iterator[Call]:
 def layer_backward(dtype: torch.dtype) -> Iterator[Call]:
     for p, cuts in layers(dtype):
         operands = backward_arguments(p, forward(p, TANH)["h"], TANH)
-        yield (*operands, True, True, True, True), cuts
+        yield (*operands, True, True, True, True), {**cuts, "need_reset_state": bool(cuts)}
         yield (*operands, False, True, False, True), {**cuts, "members": 2}
         yield (*operands, True, False, True, False), {**cuts, "window": 2} | CLIP
 
@@ -97,6 +97,7 @@ def layer_backward_(dtype: torch.dtype) -> Iterator[Call]:
         operands = backward_arguments(p, forward(p, TANH)["h"], TANH)
         reset = {"reset": cuts.get("reset")}
         yield (*operands, *bars), reset
+        reset["replaced"] = p.h0.double()
         yield (*operands, None, None, bars[2], None), reset | CLIP
 
 

@@ -294,10 +294,6 @@ class Walk {
   // `barrier` is met by the `size` threads that share the rows.
   void advance(int64_t count, void* out, void* total, int64_t first_row, Barrier& barrier,
                int32_t size) {
-    if (next_ == 0 && p_.replaced.data) {
-      clear(p_.replaced);
-      clear(p_.replaced_product);
-    }
     if (p_.T == 0) {
       begin(buffer(0), 0, p_.B);
       if (leaky) return finish_leaky(0, 0, p_.B);
@@ -370,18 +366,22 @@ class Walk {
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     for (int64_t b = slice_.row_begin; b < end; ++b) {
       const bool replaced = cut_at(p_, slice_.group, t, b);
-      if (leaky && replaced && p_.replaced.data) {
-        add_row(p_.replaced, memory(), b);
-        add_row(p_.replaced_product, carry, b);
-      }
+      if (replaced) add_replaced(carry, b);
       if (replaced || all) fill(carry, b, b + 1, replaced ? p_.cuts.replacement : State{});
     }
   }
 
-  // What h_0 was cut off from has no share in its cotangent.
-  void cut_last(int64_t to) const {
+  // What row b hands back goes to the state that a cut put in its place.
+  void add_replaced(const C* carry, int64_t b) const {
+    if (p_.replaced_product.data) add_row(p_.replaced_product, carry, b);
+    if (leaky && p_.replaced.data) add_row(p_.replaced, memory(), b);
+  }
+
+  // What h_0 was cut off from has no share in its cotangent; `carry` is what the product was of.
+  void cut_last(const C* carry, int64_t to) const {
     for (int64_t b = slice_.row_begin; b < std::min(to, slice_.row_end); ++b) {
       if (!cut_at(p_, slice_.group, 0, b)) continue;
+      add_replaced(carry, b);
       S* last = static_cast<S*>(p_.last.data) + slice_.group * p_.last.group + b * p_.last.row;
       for_each_vector(b, b + 1, [&](int64_t, int64_t column, int n) {
         store<S, C>(last + column, n, Vec<C>{});
@@ -397,18 +397,10 @@ class Walk {
     });
   }
 
-  void clear(const State& state) const {
-    for_each_vector(0, p_.B, [&](int64_t b, int64_t column, int n) {
-      const int64_t at = slice_.group * state.group + b * state.row + column;
-      store<S, C>(static_cast<S*>(state.data) + at, n, Vec<C>{});
-    });
-  }
-
-  void add_row(const State& sums, const C* carry, int64_t row) const {
-    for_each_vector(row, row + 1, [&](int64_t b, int64_t column, int n) {
-      S* sum = static_cast<S*>(sums.data) + slice_.group * sums.group + b * sums.row + column;
-      store<S, C>(sum, n, load<S, C>(sum, n) + load_aligned(carry + b * stride_ + column));
-    });
+  // In double: a row may be cut at every step.
+  void add_row(const State& sums, const C* carry, int64_t b) const {
+    double* sum = static_cast<double*>(sums.data) + slice_.group * sums.group + b * sums.row;
+    for (int64_t n = column_begin(); n < column_end(); ++n) sum[n] += carry[b * stride_ + n];
   }
 
   template <class F>
@@ -434,7 +426,7 @@ class Walk {
                      [&](int64_t b, int rows) { multiply(i, vector, width, b, rows); });
     });
     store_state(p_.last, buffer(i + 1), from, to);
-    if (p_.cuts.mask && backwards()) cut_last(to);
+    if (p_.cuts.mask && backwards()) cut_last(buffer(i), to);
   }
 
   // With a leak no product more is taken: what BPTT hands to the states before its first steps is
