@@ -594,17 +594,36 @@ inline BridgedLayer bridge_layer_backward(
   return bridged;
 }
 
+// Columns of the last dimension, which `groups` share.
+inline int64_t columns_of_groups(const Tensor& like, int64_t groups) {
+  check(like.dim() > 0, "like: expected at least one dimension, got none");
+  const int64_t columns = like.size(like.dim() - 1);
+  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
+        groups);
+  return columns;
+}
+
 inline Normal bridge_normal(Tensor& out, int64_t groups, int64_t seed) {
-  check(out.dim() > 0, "like: expected at least one dimension, got none");
+  const int64_t columns = columns_of_groups(out, groups);
   const Type type = type_of("like", out);
   check(type == Type::float32 || type == Type::float64,
         "like: expected dtype float32 or float64, got ", toString(out.scalar_type()));
-  const int64_t columns = out.size(out.dim() - 1);
-  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
-        groups);
   const int64_t rows = columns > 0 ? out.numel() / columns : 0;
   void* const data = out.mutable_data_ptr();
   return {data, type, rows, groups, columns / groups, static_cast<uint64_t>(seed)};
+}
+
+inline Flags bridge_flags(Tensor& out, int64_t groups, double probability, const Tensor& seed) {
+  const int64_t columns = columns_of_groups(out, groups);
+  check(seed.is_cpu() && seed.dim() == 0 && seed.scalar_type() == ScalarType::Long,
+        "seed: expected one int64 on the CPU, got shape ", seed, " and dtype ",
+        toString(seed.scalar_type()));
+  check(probability > 0 && probability <= 1, "probability: expected above 0, to 1, got ",
+        probability);
+  const int64_t rows = columns > 0 ? out.numel() / columns : 0;
+  bool* const data = static_cast<bool*>(out.mutable_data_ptr());
+  const int64_t key = *static_cast<const int64_t*>(seed.const_data_ptr());
+  return {data, rows, groups, columns / groups, static_cast<uint64_t>(key), probability};
 }
 
 // A layer with a leak; keep, gain and the noise's scale are one for each unit, or keep and gain
@@ -618,7 +637,9 @@ inline BridgedLayer bridge_leaky_layer(
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
-  p.primitive = gain ? Primitive::leaky_rate : Primitive::leaky_voltage;
+  const bool held = keep.scalar_type() == ScalarType::Bool;
+  check(!held || !gain, "gain: expected none where keep is bool, got one");
+  p.primitive = gain || held ? Primitive::leaky_rate : Primitive::leaky_voltage;
   const auto of_units = [&](const char* name, const Tensor& tensor) -> Sequence {
     check_shape(name, tensor, {p.G * p.H}, "[G * H]");
     check_like(name, tensor, "x", x);
@@ -634,7 +655,14 @@ inline BridgedLayer bridge_leaky_layer(
     s.group = p.H;
     return s;
   };
-  p.keep = of_units_or_steps("keep", keep);
+  if (held) {
+    check_shape("keep", keep, shape_of_layer(p, x), batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
+    check(keep.device() == x.device(), "keep: expected to be on the device of x, got another one");
+    p.held = sequence_of(with_unit_stride(bridged, keep), batch_sizes.has_value(), false);
+    p.held.group = p.H;
+  } else {
+    p.keep = of_units_or_steps("keep", keep);
+  }
   if (gain) p.gain = of_units_or_steps("gain", *gain);
   check(noise || seed || !noise_scale, "noise_scale: expected with noise, got it alone");
   check(!noise || !seed, "seed: expected without noise, got both");
@@ -685,7 +713,10 @@ inline BridgedLayer bridge_leaky_layer_backward(
     int64_t reverse_groups, int64_t nonlinearity, bool need_x, bool need_weight_ih,
     bool need_weight_hh, bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& reset_state, const std::optional<Tensor>& sent_reset_state,
-    int64_t window) {
+    int64_t window, int64_t clip, double clip_limit) {
+  const Clip clipped = clip_of(clip, clip_limit);
+  check(clip == 0 || keep.scalar_type() != ScalarType::Bool,
+        "clip: expected 0 (none) where keep is bool, got ", clip);
   BridgedLayer bridged =
       bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, {}, batch_sizes,
                          reverse_groups, nonlinearity, reset, reset_state, window, {});
@@ -713,9 +744,12 @@ inline BridgedLayer bridge_leaky_layer_backward(
     return state_of(with_unit_stride(bridged, tensor));
   };
   p.adjoint = true;
+  p.clip = clipped;
   p.factor = contiguous("rate", rate);
   layer.state = {contiguous("state", state), p.initial, p.cuts.replacement};
-  layer.sent = {gain ? layer.state.sequence : p.factor, of_rows("sent_initial", sent_initial), {}};
+  layer.sent = {p.primitive == Primitive::leaky_rate ? layer.state.sequence : p.factor,
+                of_rows("sent_initial", sent_initial),
+                {}};
   if (sent_reset_state) layer.sent.replacement = of_rows("sent_reset_state", *sent_reset_state);
   p.cuts.replacement = {};
   p.initial = g_last ? of_rows("g_last", *g_last) : State{};

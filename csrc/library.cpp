@@ -64,10 +64,14 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
+  // In the same way bool, true with this probability, above 0; `like` is of any dtype. seed: int64
+  // [], so that a graph may draw it.
+  m.def("flags(Tensor like, int groups, float probability, Tensor seed) -> Tensor");
   // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with
   // keep, gain and noise_scale [G * H]; keep and gain also [T, B, G * H] or [N, G * H], any
-  // strides. With a seed, noise is what `normal` gives. Gives h or v, and r, as wide as noise, [T,
-  // B, G * H] or [N, G * H]; and each row's last h or v.
+  // strides. keep may be bool, of each step: 1 or 0, with gain 1 - keep. With a seed, noise is what
+  // `normal` gives. Gives h or v, and r, as wide as noise, [T, B, G * H] or [N, G * H]; and each
+  // row's last h or v.
   m.def(
       "leaky_layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor keep, "
       "Tensor? gain, Tensor initial, Tensor? noise, Tensor? noise_scale, Tensor? batch_sizes, "
@@ -77,14 +81,15 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // and of keep, gain and noise_scale (need_leak; none where keep or gain is a sequence), all left
   // out where not needed; and ends [2, G, B, H]: the cotangents of W h_0 and of keep * h_0; with
   // reset, float64 [2, G, B, H]: the sums of both over the steps that began with a replaced state.
-  // sent_*: what W multiplies of a state, r without gain.
+  // sent_*: what W multiplies of a state, r in the form without gain. clip as in linear_recurrence,
+  // of the cotangent of the state; not where keep is bool.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
       "Tensor sent_initial, Tensor? noise, Tensor? batch_sizes, int reverse_groups, "
       "int nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "bool need_leak, Tensor? reset=None, Tensor? reset_state=None, "
-      "Tensor? sent_reset_state=None, int window=0) -> "
+      "Tensor? sent_reset_state=None, int window=0, int clip=0, float clip_limit=0.0) -> "
       "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor, Tensor?)");
   // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
   // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)

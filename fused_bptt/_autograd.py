@@ -743,11 +743,11 @@ class ClippedRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> None:
-        _refuse_clip()
+        refuse_clip()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:
-        _refuse_clip()
+        refuse_clip()
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -755,7 +755,8 @@ class ClippedRecurrence(torch.autograd.Function):
         return batched(linear_recurrence, places, info.batch_size, in_dims, arguments)
 
 
-def _refuse_clip() -> None:
+def refuse_clip() -> None:
+    """Raises where a clipped gradient would be differentiated."""
     raise RuntimeError(
         "clip_state_grad: expected None where the gradients are differentiated again, got a limit "
         "(clipped gradients are not the derivative of any function, and have none that means "

@@ -26,6 +26,7 @@ _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 _leaky_recurrence = torch.ops.fused_bptt.leaky_recurrence.default
 _leaky_linear = torch.ops.fused_bptt.leaky_linear.default
 _normal = torch.ops.fused_bptt.normal.default
+_flags = torch.ops.fused_bptt.flags.default
 _leaky_layer = torch.ops.fused_bptt.leaky_layer.default
 _leaky_layer_backward = torch.ops.fused_bptt.leaky_layer_backward.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
@@ -483,7 +484,8 @@ def leaky_layer(
         x, weight_ih, weight_hh: as in :func:`layer`.
         bias: [G * H], or None.
         keep, gain: k and a, each [G * H], or of each step: [T, B, G * H] or [N, G * H], any
-            strides. No gain is for the voltage form.
+            strides. No gain is for the voltage form; or where keep is bool and of each step: then k
+            is 1 or 0, and a is 1 - k.
         initial: h_0 or v_0, [G, B, H].
         noise: ξ, [T, B, G * H] or [N, G * H]; or None.
         noise_scale: s, [G * H]; None for 1.
@@ -535,6 +537,24 @@ def normal(like: Tensor, groups: int, seed: int) -> Tensor:
     return _normal(like, groups, seed)  # type: ignore[no-any-return]
 
 
+def flags(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
+    """True with this probability, from the words that make the numbers of :func:`normal`.
+
+    Args:
+        like: [..., G * H], on the CPU; its values are not read.
+        groups: G.
+        probability: above 0, to 1.
+        seed: int64 [], on the CPU.
+
+    Returns:
+        bool, of the shape of ``like``.
+
+    Raises:
+        RuntimeError: a dtype or number is not as above (name, expected, got).
+    """
+    return _flags(like, groups, probability, seed)  # type: ignore[no-any-return]
+
+
 def leaky_layer_backward(
     g: Tensor | None,
     g_rate: Tensor | None,
@@ -561,6 +581,7 @@ def leaky_layer_backward(
     reset_state: Tensor | None = None,
     sent_reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Any, ...]:
     """BPTT of :func:`leaky_layer`; no autograd.
 
@@ -572,6 +593,8 @@ def leaky_layer_backward(
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         need_leak: those of keep, gain and noise_scale; not where keep or gain is of each step.
         window: no gradient is carried over the multiples of it in time; 0 for none.
+        clip: as in :func:`linear_recurrence`, of the cotangent of the state; not where keep is
+            bool.
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
@@ -608,6 +631,7 @@ def leaky_layer_backward(
         reset_state,
         sent_reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -798,6 +822,11 @@ def _(like: Tensor, groups: int, seed: int) -> Tensor:
     return like.new_empty(like.shape)
 
 
+@torch.library.register_fake("fused_bptt::flags")  # type: ignore[untyped-decorator]
+def _(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
+    return like.new_empty(like.shape, dtype=torch.bool)
+
+
 @torch.library.register_fake("fused_bptt::leaky_layer")  # type: ignore[untyped-decorator]
 def _(
     x: Tensor,
@@ -849,6 +878,8 @@ def _(
     reset_state: Tensor | None = None,
     sent_reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Any, ...]:
     _check_devices(g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, initial, noise)
 

@@ -104,6 +104,18 @@ Tensor normal(const Tensor& like, int64_t groups, int64_t seed) {
   return out;
 }
 
+Tensor flags(const Tensor& like, int64_t groups, double probability, const Tensor& seed) {
+  Tensor out = empty(Shape(like), like, aoti_torch_dtype_bool());
+  const Flags problem = bridge_flags(out, groups, probability, seed);
+  torch_threads(
+      problem.rows,
+      [](int64_t begin, int64_t end, void* p) {
+        active_kernels().flags(*static_cast<const Flags*>(p), begin, end);
+      },
+      const_cast<Flags*>(&problem));
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor> leaky_layer(
     const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias, const Tensor& keep, const std::optional<Tensor>& gain,
@@ -130,11 +142,12 @@ leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>
                      int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                      bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
                      const std::optional<Tensor>& reset_state,
-                     const std::optional<Tensor>& sent_reset_state, int64_t window) {
+                     const std::optional<Tensor>& sent_reset_state, int64_t window, int64_t clip,
+                     double clip_limit) {
   const BridgedLayer bridged = bridge_leaky_layer_backward(
       g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, gain, initial, sent_initial,
       noise, batch_sizes, reverse_groups, nonlinearity, need_x, need_weight_ih, need_weight_hh,
-      need_bias, need_leak, reset, reset_state, sent_reset_state, window);
+      need_bias, need_leak, reset, reset_state, sent_reset_state, window, clip, clip_limit);
   solve(bridged.layer);
   return {bridged.x_bar,           bridged.weight_ih_bar, bridged.weight_hh_bar,
           bridged.bias_bar,        bridged.keep_bar,      bridged.gain_bar,
@@ -168,6 +181,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("leaky_recurrence", TORCH_BOX(&fused_bptt::leaky_recurrence));
   m.impl("leaky_linear", TORCH_BOX(&fused_bptt::leaky_linear));
   m.impl("normal", TORCH_BOX(&fused_bptt::normal));
+  m.impl("flags", TORCH_BOX(&fused_bptt::flags));
   m.impl("leaky_layer", TORCH_BOX(&fused_bptt::leaky_layer));
   m.impl("leaky_layer_backward", TORCH_BOX(&fused_bptt::leaky_layer_backward));
   m.impl("layer", TORCH_BOX(&fused_bptt::layer));
