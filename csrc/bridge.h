@@ -149,23 +149,32 @@ inline const Tensor& with_unit_stride(Bridged& bridged, const Tensor& tensor) {
   return bridged.kept.back();
 }
 
-// A new contiguous tensor, of at most four dimensions, with the model's dtype and device.
-inline Tensor empty(Shape sizes, const Tensor& model) {
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// A new contiguous tensor, of at most four dimensions, with the model's device.
+inline Tensor empty(Shape sizes, const Tensor& model, int32_t dtype) {
   std::array<int64_t, 4> strides;
   int64_t stride = 1;
   for (size_t i = sizes.count; i-- > 0;) {
     strides[i] = stride;
     stride *= sizes.data[i] > 0 ? sizes.data[i] : 1;
   }
-  int32_t dtype = 0;
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(model.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(model.get(), &device_type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.count), sizes.data, strides.data(), dtype,
                                device_type, model.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+// And with its dtype.
+inline Tensor empty(Shape sizes, const Tensor& model) {
+  return empty(sizes, model, dtype_of(model));
 }
 
 // T, B and the rows of each step, of a sequence [T, B, ...] or, packed, [N, ...].
@@ -427,6 +436,7 @@ inline Bridged bridge_leaky_linear(const Tensor& w, const Tensor& keep, const Te
 struct BridgedLayer : Bridged {
   Layer layer;
   std::optional<Tensor> x_bar, weight_ih_bar, weight_hh_bar, bias_bar;
+  std::optional<Tensor> replaced;
   std::optional<Tensor> ends, keep_bar, gain_bar, noise_scale_bar;  // with a leak
 };
 
@@ -523,8 +533,10 @@ inline BridgedLayer bridge_layer_backward(
     const std::optional<Tensor>& batch_sizes, int64_t reverse_groups, int64_t nonlinearity,
     bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t clip, double clip_limit, int64_t members) {
+    int64_t clip, double clip_limit, int64_t members, bool need_reset_state) {
   const Clip clipped = clip_of(clip, clip_limit);
+  check(!need_reset_state || reset_state,
+        "need_reset_state: expected false without reset_state, got true");
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "h0", h0, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
@@ -574,21 +586,44 @@ inline BridgedLayer bridge_layer_backward(
   layer.weight_ih_bar = sum(need_weight_ih, bridged.weight_ih_bar, {p.G * p.H, layer.I});
   layer.weight_hh_bar = sum(need_weight_hh, bridged.weight_hh_bar, Shape(weight_hh));
   layer.bias_bar = sum(need_bias, bridged.bias_bar, {p.G * p.H});
+  if (need_reset_state) {
+    bridged.replaced = empty({p.G, p.B, p.H}, x, aoti_torch_dtype_float64());
+    p.replaced_product = state_of(torch::stable::zero_(*bridged.replaced));
+  }
   layer.walk = p;
   return bridged;
 }
 
+// Columns of the last dimension, which `groups` share.
+inline int64_t columns_of_groups(const Tensor& like, int64_t groups) {
+  check(like.dim() > 0, "like: expected at least one dimension, got none");
+  const int64_t columns = like.size(like.dim() - 1);
+  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
+        groups);
+  return columns;
+}
+
 inline Normal bridge_normal(Tensor& out, int64_t groups, int64_t seed) {
-  check(out.dim() > 0, "like: expected at least one dimension, got none");
+  const int64_t columns = columns_of_groups(out, groups);
   const Type type = type_of("like", out);
   check(type == Type::float32 || type == Type::float64,
         "like: expected dtype float32 or float64, got ", toString(out.scalar_type()));
-  const int64_t columns = out.size(out.dim() - 1);
-  check(groups > 0 && columns % groups == 0, "groups: expected a divisor of ", columns, ", got ",
-        groups);
   const int64_t rows = columns > 0 ? out.numel() / columns : 0;
   void* const data = out.mutable_data_ptr();
   return {data, type, rows, groups, columns / groups, static_cast<uint64_t>(seed)};
+}
+
+inline Flags bridge_flags(Tensor& out, int64_t groups, double probability, const Tensor& seed) {
+  const int64_t columns = columns_of_groups(out, groups);
+  check(seed.is_cpu() && seed.dim() == 0 && seed.scalar_type() == ScalarType::Long,
+        "seed: expected one int64 on the CPU, got shape ", seed, " and dtype ",
+        toString(seed.scalar_type()));
+  check(probability > 0 && probability <= 1, "probability: expected above 0, to 1, got ",
+        probability);
+  const int64_t rows = columns > 0 ? out.numel() / columns : 0;
+  bool* const data = static_cast<bool*>(out.mutable_data_ptr());
+  const int64_t key = *static_cast<const int64_t*>(seed.const_data_ptr());
+  return {data, rows, groups, columns / groups, static_cast<uint64_t>(key), probability};
 }
 
 // A layer with a leak; keep, gain and the noise's scale are one for each unit, or keep and gain
@@ -602,7 +637,9 @@ inline BridgedLayer bridge_leaky_layer(
   BridgedLayer bridged = bridge_layer(x, weight_ih, weight_hh, "initial", initial, batch_sizes,
                                       reverse_groups, nonlinearity, reset, reset_state, window);
   Problem& p = bridged.problem;
-  p.primitive = gain ? Primitive::leaky_rate : Primitive::leaky_voltage;
+  const bool held = keep.scalar_type() == ScalarType::Bool;
+  check(!held || !gain, "gain: expected none where keep is bool, got one");
+  p.primitive = gain || held ? Primitive::leaky_rate : Primitive::leaky_voltage;
   const auto of_units = [&](const char* name, const Tensor& tensor) -> Sequence {
     check_shape(name, tensor, {p.G * p.H}, "[G * H]");
     check_like(name, tensor, "x", x);
@@ -618,7 +655,14 @@ inline BridgedLayer bridge_leaky_layer(
     s.group = p.H;
     return s;
   };
-  p.keep = of_units_or_steps("keep", keep);
+  if (held) {
+    check_shape("keep", keep, shape_of_layer(p, x), batch_sizes ? "[N, G * H]" : "[T, B, G * H]");
+    check(keep.device() == x.device(), "keep: expected to be on the device of x, got another one");
+    p.held = sequence_of(with_unit_stride(bridged, keep), batch_sizes.has_value(), false);
+    p.held.group = p.H;
+  } else {
+    p.keep = of_units_or_steps("keep", keep);
+  }
   if (gain) p.gain = of_units_or_steps("gain", *gain);
   check(noise || seed || !noise_scale, "noise_scale: expected with noise, got it alone");
   check(!noise || !seed, "seed: expected without noise, got both");
@@ -669,7 +713,10 @@ inline BridgedLayer bridge_leaky_layer_backward(
     int64_t reverse_groups, int64_t nonlinearity, bool need_x, bool need_weight_ih,
     bool need_weight_hh, bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& reset_state, const std::optional<Tensor>& sent_reset_state,
-    int64_t window) {
+    int64_t window, int64_t clip, double clip_limit) {
+  const Clip clipped = clip_of(clip, clip_limit);
+  check(clip == 0 || keep.scalar_type() != ScalarType::Bool,
+        "clip: expected 0 (none) where keep is bool, got ", clip);
   BridgedLayer bridged =
       bridge_leaky_layer(x, weight_ih, weight_hh, keep, gain, initial, noise, {}, batch_sizes,
                          reverse_groups, nonlinearity, reset, reset_state, window, {});
@@ -697,24 +744,30 @@ inline BridgedLayer bridge_leaky_layer_backward(
     return state_of(with_unit_stride(bridged, tensor));
   };
   p.adjoint = true;
+  p.clip = clipped;
   p.factor = contiguous("rate", rate);
   layer.state = {contiguous("state", state), p.initial, p.cuts.replacement};
-  layer.sent = {gain ? layer.state.sequence : p.factor, of_rows("sent_initial", sent_initial), {}};
+  layer.sent = {p.primitive == Primitive::leaky_rate ? layer.state.sequence : p.factor,
+                of_rows("sent_initial", sent_initial),
+                {}};
   if (sent_reset_state) layer.sent.replacement = of_rows("sent_reset_state", *sent_reset_state);
   p.cuts.replacement = {};
   p.initial = g_last ? of_rows("g_last", *g_last) : State{};
   if (g) p.drive = sequence("g", *g);
   if (g_rate) p.rate = sequence("g_rate", *g_rate);
 
-  bridged.ends = empty({reset ? 4 : 2, p.G, p.B, p.H}, x);
-  char* const ends = static_cast<char*>(bridged.ends->mutable_data_ptr());
-  const int64_t bytes = p.G * p.B * p.H * (p.type == Type::float64 ? 8 : 4);
-  const auto end = [&](int64_t index) -> State { return {ends + index * bytes, p.B * p.H, p.H}; };
-  p.last_product = end(0);
-  p.last = end(1);
+  const auto half = [&](const Tensor& both, int64_t index, int64_t bytes) -> State {
+    char* const at = static_cast<char*>(both.mutable_data_ptr());
+    return {at + index * p.G * p.B * p.H * bytes, p.B * p.H, p.H};
+  };
+  bridged.ends = empty({2, p.G, p.B, p.H}, x);
+  p.last_product = half(*bridged.ends, 0, p.type == Type::float64 ? 8 : 4);
+  p.last = half(*bridged.ends, 1, p.type == Type::float64 ? 8 : 4);
   if (reset) {
-    p.replaced_product = end(2);
-    p.replaced = end(3);
+    bridged.replaced = empty({2, p.G, p.B, p.H}, x, aoti_torch_dtype_float64());
+    torch::stable::zero_(*bridged.replaced);
+    p.replaced_product = half(*bridged.replaced, 0, 8);
+    p.replaced = half(*bridged.replaced, 1, 8);
   }
   const auto gradient = [&](bool need, std::optional<Tensor>& to, Shape sizes) {
     if (need) to = empty(sizes, x);
@@ -742,7 +795,7 @@ inline BridgedLayer bridge_layer_backward_into(
     const std::optional<Tensor>& x_bar, const std::optional<Tensor>& weight_ih_bar,
     const std::optional<Tensor>& weight_hh_bar, const std::optional<Tensor>& bias_bar,
     const std::optional<Tensor>& reset, const std::optional<Tensor>& reset_state, int64_t window,
-    int64_t before, int64_t clip, double clip_limit) {
+    int64_t before, int64_t clip, double clip_limit, const std::optional<Tensor>& replaced) {
   check(before >= 0, "before: expected 0 or more steps, got ", before);
   const auto owned = [&](const char* name, const std::optional<Tensor>& bar,
                          const std::vector<int64_t>& shape, const char* letters) -> void* {
@@ -754,7 +807,7 @@ inline BridgedLayer bridge_layer_backward_into(
   };
   BridgedLayer bridged = bridge_layer_backward(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, false,
-      false, false, false, reset, reset_state, window, clip, clip_limit, 0);
+      false, false, false, reset, reset_state, window, clip, clip_limit, 0, false);
   bridged.layer.walk.cuts.before = before;
   Layer& layer = bridged.layer;
   const int64_t units = layer.walk.G * layer.walk.H;
@@ -764,6 +817,14 @@ inline BridgedLayer bridge_layer_backward_into(
       owned("weight_hh_bar", weight_hh_bar, {weight_hh.sizes().begin(), weight_hh.sizes().end()},
             "that of weight_hh");
   layer.bias_bar = owned("bias_bar", bias_bar, {units}, "[G * H]");
+  if (replaced) {
+    const Problem& p = layer.walk;
+    check_shape("replaced", *replaced, {p.G, p.B, p.H}, "[G, B, H]");
+    check(replaced->scalar_type() == ScalarType::Double && replaced->is_contiguous(),
+          "replaced: expected to be contiguous and of dtype Double, got ",
+          toString(replaced->scalar_type()));
+    layer.walk.replaced_product = {replaced->mutable_data_ptr(), p.B * p.H, p.H};
+  }
   layer.accumulate = true;
   return bridged;
 }

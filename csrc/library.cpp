@@ -48,7 +48,9 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, Tensor? reset=None, "
       "Tensor? reset_state=None) -> (Tensor, Tensor)");
   // Its BPTT, from the cotangents of h and of the last h (none: zero): the gradients of x, h0,
-  // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed.
+  // weight_ih, weight_hh and of either bias, of which all but h0's are left out where not needed;
+  // and, with need_reset_state, the sum of q over the steps that each row began with reset_state,
+  // float64 [G, B, H], of which W_hh^T makes that of reset_state.
   // clip as in linear_recurrence. members: with n > 0, the rows of each step are those of n
   // members, side by side, and the gradients of the weights and biases are of each, [n, ...].
   // A SymInt: vmap's size is one, and a compiler is not to make a graph for each.
@@ -57,14 +59,19 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "Tensor? reset=None, Tensor? reset_state=None, int window=0, int clip=0, "
-      "float clip_limit=0.0, SymInt members=0) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)");
+      "float clip_limit=0.0, SymInt members=0, bool need_reset_state=False) -> "
+      "(Tensor?, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
   // Standard normal numbers of the shape, dtype (float32 or float64) and device of `like` [..., G *
   // H]; a number is a function of the seed and of its row, group and unit alone.
   m.def("normal(Tensor like, int groups, int seed) -> Tensor");
+  // In the same way bool, true with this probability, above 0; `like` is of any dtype. seed: int64
+  // [], so that a graph may draw it.
+  m.def("flags(Tensor like, int groups, float probability, Tensor seed) -> Tensor");
   // A layer with a leak: u = x W_ih^T + bias + noise_scale * noise, then leaky_recurrence with
   // keep, gain and noise_scale [G * H]; keep and gain also [T, B, G * H] or [N, G * H], any
-  // strides. With a seed, noise is what `normal` gives. Gives h or v, and r, as wide as noise, [T,
-  // B, G * H] or [N, G * H]; and each row's last h or v.
+  // strides. keep may be bool, of each step: 1 or 0, with gain 1 - keep. With a seed, noise is what
+  // `normal` gives. Gives h or v, and r, as wide as noise, [T, B, G * H] or [N, G * H]; and each
+  // row's last h or v.
   m.def(
       "leaky_layer(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor keep, "
       "Tensor? gain, Tensor initial, Tensor? noise, Tensor? noise_scale, Tensor? batch_sizes, "
@@ -73,27 +80,29 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // Its BPTT, from the cotangents of the three: the gradients of x, weight_ih, weight_hh and bias,
   // and of keep, gain and noise_scale (need_leak; none where keep or gain is a sequence), all left
   // out where not needed; and ends [2, G, B, H]: the cotangents of W h_0 and of keep * h_0; with
-  // reset [4, G, B, H]: and the sums of both over the steps that began with a replaced state.
-  // sent_*: what W multiplies of a state, r without gain.
+  // reset, float64 [2, G, B, H]: the sums of both over the steps that began with a replaced state.
+  // sent_*: what W multiplies of a state, r in the form without gain. clip as in linear_recurrence,
+  // of the cotangent of the state; not where keep is bool.
   m.def(
       "leaky_layer_backward(Tensor? g, Tensor? g_rate, Tensor? g_last, Tensor state, Tensor rate, "
       "Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor keep, Tensor? gain, Tensor initial, "
       "Tensor sent_initial, Tensor? noise, Tensor? batch_sizes, int reverse_groups, "
       "int nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_bias, "
       "bool need_leak, Tensor? reset=None, Tensor? reset_state=None, "
-      "Tensor? sent_reset_state=None, int window=0) -> "
-      "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor)");
+      "Tensor? sent_reset_state=None, int window=0, int clip=0, float clip_limit=0.0) -> "
+      "(Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor, Tensor?)");
   // The BPTT of `layer` for a part of the steps: the gradient of x is written, those of the weights
   // and biases are added to (none: not needed). Parts that are whole chunks of chunk_steps(B)
   // steps, from the walk's beginning to its end, give the bits that one call for all steps does.
   // `before` steps of the whole come before these: window counts from there. clip as in
-  // linear_recurrence. Gives the gradient of h0.
+  // linear_recurrence. replaced: what layer_backward gives last is added to it. Gives the gradient
+  // of h0.
   m.def(
       "layer_backward_(Tensor? g, Tensor? g_last, Tensor h, Tensor x, Tensor weight_ih, "
       "Tensor weight_hh, Tensor h0, Tensor? batch_sizes, int reverse_groups, int nonlinearity, "
       "Tensor(a!)? x_bar, Tensor(b!)? weight_ih_bar, Tensor(c!)? weight_hh_bar, "
       "Tensor(d!)? bias_bar, Tensor? reset=None, Tensor? reset_state=None, int window=0, "
-      "int before=0, int clip=0, float clip_limit=0.0) -> Tensor");
+      "int before=0, int clip=0, float clip_limit=0.0, Tensor(e!)? replaced=None) -> Tensor");
   m.def("chunk_steps(int B) -> int");
   // When a GradientMonitor reads. clock float64 [3] on the CPU: passes so far; read each so
   // many-th, 0 to read when time has come; that time, in seconds of the steady clock. watch: key

@@ -66,9 +66,9 @@ struct Cuts {
   int64_t before;
 };
 
-// What BPTT does to the cotangent of every state, a_t = g_t + W^T q_{t+1}, before the slope
-// multiplies it: each number is held within [-limit, limit], or each row is multiplied by limit /
-// |a_t| where that is less than 1.
+// What BPTT does to the cotangent of every state, a_t = g_t + W^T q_{t+1} or with a leak y_t (of
+// leaky_voltage q_t), before it goes on to anything: each number is held within [-limit, limit], or
+// each row is multiplied by limit / |a_t| where that is less than 1.
 struct Clip {
   enum class Kind : int32_t { none = 0, value = 1, norm = 2 };
   Kind kind;
@@ -98,6 +98,9 @@ struct Problem {
   Sequence factor;  // d or h; of BPTT with a leak r
   Sequence keep;    // k; of those with a leak
   Sequence gain;    // a; of leaky_rate
+  // Of leaky_rate, bool: whether a unit keeps its state. k is 1 or 0 for it and a is 1 - k, and
+  // there are no others.
+  Sequence held;
   Weights weight;
   // Where each row's walk starts: h_0 or s_0; adjoint: r after the last step, which is the
   // cotangent of the last state. Null stands for zero, and then no product is taken with it at all.
@@ -109,10 +112,11 @@ struct Problem {
   // s_0; BPTT with a leak: k_1 * y_1. Null: not wanted.
   State last;
   Cuts cuts;
-  // BPTT with a leak: q_1, and the sums of q_t and k_t * y_t over the steps that began with a
-  // replacement.
-  State last_product, replaced_product, replaced;
-  Clip clip;  // adjoint of the linear recurrence
+  State last_product;  // BPTT with a leak: q_1
+  // BPTT: the sums of q_t, and with a leak of k_t * y_t, over the steps that each row began with a
+  // replacement are added to these. float64, whatever the type. Null: not wanted.
+  State replaced_product, replaced;
+  Clip clip;  // BPTT, of which linear is that without a leak
 };
 
 // States as a walk met them before its steps: in the sequence; h_0; and what a cut made of them,
@@ -164,6 +168,14 @@ struct Normal {
   Type type;
   int64_t rows, G, H;
   uint64_t seed;
+};
+
+// For [rows, G, H], contiguous, true with this probability, above 0.
+struct Flags {
+  bool* out;
+  int64_t rows, G, H;
+  uint64_t seed;
+  double probability;
 };
 
 inline int64_t rows_at(const Problem& p, int64_t t) {

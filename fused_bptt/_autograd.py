@@ -350,7 +350,7 @@ def layer_backward(
 ) -> tuple[Tensor | None, ...]:
     """:func:`fused_bptt._ops.layer_backward`, differentiable, on every device and dtype.
 
-    And last the gradient of reset_state, which the operator does not give.
+    Last comes the gradient of reset_state.
     """
     tensors = (g, g_n, h, x, weight_ih, weight_hh, h0)
     needed = (need_x, need_weight_ih, need_weight_hh, need_bias)
@@ -361,8 +361,13 @@ def layer_backward(
             bars = iter(_apply(LayerBackward, *asked, members))
             given = (need_x, True, need_weight_ih, need_weight_hh, need_bias, False)
             return tuple([next(bars) if is_given else None for is_given in given])
-    elif _ops.has_layer(x) and not need_reset_state and not _recorded(*tensors, reset_state):
-        return *_ops.layer_backward(*asked, *cuts, clip, members), None
+    elif _ops.has_layer(x) and not _recorded(*tensors, reset_state):
+        found = _ops.layer_backward(*asked, *cuts, clip, members, need_reset_state)
+        if not need_reset_state:
+            return found
+        *bars, replaced = found
+        assert replaced is not None
+        return *bars, _ops.carried_back(replaced, weight_hh, x.dtype)
     return _composed_layer_backward(*asked, members, *cuts, need_reset_state, clip)
 
 
@@ -738,11 +743,11 @@ class ClippedRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> None:
-        _refuse_clip()
+        refuse_clip()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:
-        _refuse_clip()
+        refuse_clip()
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
@@ -750,7 +755,8 @@ class ClippedRecurrence(torch.autograd.Function):
         return batched(linear_recurrence, places, info.batch_size, in_dims, arguments)
 
 
-def _refuse_clip() -> None:
+def refuse_clip() -> None:
+    """Raises where a clipped gradient would be differentiated."""
     raise RuntimeError(
         "clip_state_grad: expected None where the gradients are differentiated again, got a limit "
         "(clipped gradients are not the derivative of any function, and have none that means "

@@ -56,8 +56,7 @@ def layers(
     Returns:
         The last layer's h [T, B, H], or that of every layer; and each layer's last h [L, B, H].
     """
-    learned = reset_state is not None and reset_state.requires_grad
-    exact = _ops.has_layer(x) and noise is None and not learned
+    exact = _ops.has_layer(x) and noise is None
     if exact:
         chunk = _ops.chunk_steps(x.size(1))
         every = -(-every // chunk) * chunk
@@ -284,7 +283,7 @@ def _summed(
         if begin > 0 and run.cut_before(begin):
             states_bar = None
     hx_bar = torch.zeros_like(hx) if states_bar is None else torch.cat(states_bar)
-    return [x_bar, hx_bar, sums.reset_state_bar, *sums.bars]
+    return [x_bar, hx_bar, sums.of_reset_state(), *sums.bars]
 
 
 class _Sums:
@@ -306,6 +305,10 @@ class _Sums:
             torch.zeros_like(parameter, memory_format=torch.contiguous_format) if needed else None
             for parameter, needed in zip(parameters, need, strict=True)
         ]
+
+    def of_reset_state(self) -> Tensor | None:
+        """The gradient of reset_state, when all blocks have been added."""
+        return self.reset_state_bar
 
     def add(
         self,
@@ -366,11 +369,24 @@ class _ExactSums(_Sums):
 
     def __init__(self, run: _Run, *arguments: Any) -> None:
         super().__init__(run, *arguments)
+        # Of each layer's reset_state, what W_hhᵀ multiplies once all is added.
+        self.replaced = None if self.reset_state_bar is None else self.reset_state_bar.double()
         step = len(self.parameters) // run.depth
         for at in range(0, len(self.parameters), step):  # both biases have one gradient
             if step == 4:
                 both = self.bars[at + 2] if self.bars[at + 2] is not None else self.bars[at + 3]
                 self.bars[at + 2] = self.bars[at + 3] = both
+
+    def of_reset_state(self) -> Tensor | None:
+        """As :meth:`_Sums.of_reset_state`."""
+        if self.replaced is None:
+            return None
+        assert self.reset_state is not None
+        bars = []
+        for index, replaced in enumerate(self.replaced.unsqueeze(1)):
+            weight_hh = self.run.of_layer(self.parameters, index)[1]
+            bars.append(_ops.carried_back(replaced, weight_hh, self.reset_state.dtype))
+        return torch.cat(bars)
 
     def add(
         self,
@@ -419,6 +435,7 @@ class _ExactSums(_Sums):
                 run.window,
                 begin,
                 run.clip,
+                None if self.replaced is None else self.replaced[index : index + 1],
             )
             found.append(h0_bar)
             if below is not None and mask is not None:

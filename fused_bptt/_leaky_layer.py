@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _ops
 from ._algebra import activate, groups_of, slope
-from ._autograd import _transformed, recurrence
+from ._autograd import _transformed, recurrence, refuse_clip
 from ._leaky import leaky_recurrence
 from ._steps import Steps
 
@@ -37,26 +37,41 @@ def leaky_layer(
     window: int = 0,
     seed: int | None = None,
     plain: bool = False,
+    clip: _ops.Clip = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fused_bptt._ops.leaky_layer`, on every dtype, differentiable in all that is a number.
 
     The operator has no gradient of a ``keep`` or ``gain`` that is a sequence: that is composed.
     Over the multiples of ``window`` in time no derivative is carried. ``plain``: keep is zero and
     gain one, so it is the recurrence without a leak, whose kernels on CUDA are the quicker ones.
+    ``clip``: of the gradient of every state, as in ``_ops.leaky_layer_backward``: in the operator
+    alone, and elsewhere an error.
     """
     if torch.compiler.is_dynamo_compiling():
         from . import _compiled
 
         operands = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale)
-        others = (batch_sizes, reverse_groups, phi, reset, reset_state, window, seed, plain)
+        others = (batch_sizes, reverse_groups, phi, reset, reset_state, window, seed, plain, clip)
         return _compiled.leaky_layer(*operands, *others)  # type: ignore[no-any-return]
-    if gain is None and reset is not None and reset_state is None:
+    if is_voltage(keep, gain) and reset is not None and reset_state is None:
         reset_state = torch.zeros_like(initial)  # φ(0) need not be zero
     tensors = (x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state)
     walk = (batch_sizes, reverse_groups, phi, reset, window)
     if not _ops.has_layer(x) or _transformed():
+        if clip is not None:
+            raise ValueError(
+                "clip_state_grad: expected None under a transform of torch.func and on "
+                f"{x.device.type} in {x.dtype}, got a limit (a leak is clipped on the CPU, in "
+                "float32 and float64, by plain autograd)"
+            )
         return _composed(tensors, *walk, seed, plain)
-    return LeakyLayer.apply(*walk, seed, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    state, rate, last = LeakyLayer.apply(*walk, seed, clip, *tensors)  # type: ignore[no-untyped-call]
+    return state, state if plain else rate, last  # one cotangent, and so one that is clipped
+
+
+def is_voltage(keep: Tensor, gain: Tensor | None) -> bool:
+    """Whether W multiplies r: no gain, and none that a bool keep says."""
+    return gain is None and keep.dtype != torch.bool
 
 
 def _drawn(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, seed: int) -> Tensor:
@@ -77,6 +92,9 @@ def _composed(
     plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight_ih, weight_hh, bias, keep, gain, initial, noise, noise_scale, reset_state = tensors
+    if keep.dtype == torch.bool:
+        keep = keep.to(x.dtype)
+        gain = 1 - keep
     u = F.linear(x, weight_ih, bias)
     noise = noise if seed is None else _drawn(x, weight_ih, weight_hh, seed)
     if noise is not None:
@@ -114,6 +132,7 @@ class LeakyLayer(torch.autograd.Function):
         reset: Tensor | None,
         window: int,
         seed: int | None,
+        clip: _ops.Clip,
         *tensors: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         *operands, reset_state = tensors
@@ -121,18 +140,19 @@ class LeakyLayer(torch.autograd.Function):
         state, rate, last = _ops.leaky_layer(*(operands + walk))
         ctx.save_for_backward(state, rate, batch_sizes, reset, *tensors)
         ctx.reverse_groups, ctx.phi, ctx.window, ctx.seed = reverse_groups, phi, window, seed
+        ctx.clip = clip
         ctx.set_materialize_grads(False)
         return state, rate, last
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
         state, rate, batch_sizes, reset, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[7:]
         x, weight_ih, weight_hh, _, keep, gain, initial, noise, scale, reset_state = tensors
         need_x, need_ih, need_hh, need_bias, need_keep, need_gain, need_initial = needed[:7]
         need_noise, need_scale, need_reset_state = needed[7:]
-        sent = [initial, reset_state]
-        if gain is None:
+        sent, voltage = [initial, reset_state], is_voltage(keep, gain)
+        if voltage:
             sent = [None if end is None else activate(end, ctx.phi) for end in sent]
         need_leak = need_keep or need_gain or need_scale
         of_steps = keep.dim() > 1 or (gain is not None and gain.dim() > 1)
@@ -140,8 +160,10 @@ class LeakyLayer(torch.autograd.Function):
         # of u, which is the noise's too, nowhere; a leak of each step has none.
         composed = torch.is_grad_enabled() or need_noise or (need_leak and of_steps)
         if composed or _transformed(*cotangents):
+            if ctx.clip is not None:
+                _refuse_clip(need_noise)
             walk = (batch_sizes, ctx.reverse_groups, ctx.phi, reset, ctx.window, ctx.seed)
-            return (None,) * 6 + _composed_backward(tuple(tensors), walk, needed, cotangents)
+            return (None,) * 7 + _composed_backward(tuple(tensors), walk, needed, cotangents)
         if need_scale and ctx.seed is not None:
             noise = _drawn(x, weight_ih, weight_hh, ctx.seed)
         g, g_rate, g_last = cotangents
@@ -171,16 +193,17 @@ class LeakyLayer(torch.autograd.Function):
             reset_state,
             sent[1],
             ctx.window,
+            ctx.clip,
         )
-        x_bar, ih_bar, hh_bar, bias_bar, keep_bar, gain_bar, scale_bar, ends = bars
+        x_bar, ih_bar, hh_bar, bias_bar, keep_bar, gain_bar, scale_bar, ends, replaced = bars
 
         def of_state(rate: Tensor, product: Tensor, kept: Tensor) -> Tensor:
             """The cotangent of a state that a walk begins or goes on with."""
             of_sent: Tensor = product @ weight_hh
-            return kept + (of_sent if gain is not None else slope(rate, ctx.phi) * of_sent)
+            return kept + (slope(rate, ctx.phi) * of_sent if voltage else of_sent)
 
         return (
-            *(None,) * 6,
+            *(None,) * 7,
             x_bar,
             ih_bar,
             hh_bar,
@@ -190,8 +213,16 @@ class LeakyLayer(torch.autograd.Function):
             of_state(sent[0], ends[0], ends[1]) if need_initial else None,
             None,
             scale_bar if scale is not None else None,
-            of_state(sent[1], ends[2], ends[3]) if need_reset_state else None,
+            of_state(sent[1], *replaced.to(x.dtype)) if need_reset_state else None,
         )
+
+
+def _refuse_clip(need_noise: bool) -> None:
+    if need_noise:
+        raise RuntimeError(
+            "clip_state_grad: expected None where noise needs a gradient, got a limit"
+        )
+    refuse_clip()
 
 
 def _composed_backward(

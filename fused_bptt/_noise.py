@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._autograd import _split, _stack
+from . import _ops
+from ._autograd import _split, _stack, _transformed
 from ._leaky_layer import leaky_layer
 from ._steps import Steps, batch_rows
 
@@ -45,13 +46,48 @@ class StateNoise(NamedTuple):
         """Whether the layer is the plain one."""
         return self.zoneout == 0 and not (self.training and self.recurrent_dropout > 0)
 
-    def drawn(self, probability: float, shape: Sequence[int], like: Tensor) -> Tensor:
-        """1 with this probability, else 0; of the dtype and device of ``like``.
+    def drawn(
+        self, probability: float, shape: Sequence[int], device: torch.device, groups: int = 1
+    ) -> Tensor:
+        """True with this probability, bool; the same masks for every dtype of what they mask.
 
-        It is drawn in float32, so the masks are the same in every dtype.
+        On the CPU the generator draws a seed, of which :func:`fused_bptt._ops.flags` makes them for
+        G ``groups`` of a last dimension G * H; elsewhere it draws numbers in float32.
         """
-        numbers = torch.rand(shape, device=like.device, **drawn_from(self.generator))
-        return (numbers < probability).to(like.dtype)
+        drawn = drawn_from(self.generator)
+        if device.type != "cpu":
+            return torch.rand(shape, device=device, **drawn) < probability
+        seed = torch.randint(2**63 - 1, (), device=device, **drawn)
+        like = torch.empty(shape, dtype=torch.bool, device=device)
+        if torch.compiler.is_dynamo_compiling() or not _transformed():
+            return _ops.flags(like, groups, probability, seed)
+        return _Flags.apply(like, groups, probability, seed)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Flags(torch.autograd.Function):
+    """:func:`fused_bptt._ops.flags`, and what vmap makes of it, which may draw a seed for each."""
+
+    @staticmethod
+    def forward(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
+        return _ops.flags(like, groups, probability, seed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        like: Tensor,
+        groups: int,
+        probability: float,
+        seeds: Tensor,
+    ) -> tuple[Tensor, int]:
+        apply, dim = _Flags.apply, in_dims[3]  # the only one that may be of each member
+        assert dim is not None
+        members = [apply(like, groups, probability, seed) for seed in seeds.unbind(dim)]  # type: ignore[no-untyped-call]
+        return torch.stack(members), 0
 
 
 def drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
@@ -99,13 +135,15 @@ def layer(
     wide = weight_ih.size(0)
     if noise.zoneout > 0:
         if noise.training:
-            keep = noise.drawn(noise.zoneout, (*x.shape[:-1], wide), x)
+            shape = (*x.shape[:-1], wide)
+            keep, gain = noise.drawn(noise.zoneout, shape, x.device, directions), None
         else:
             keep = x.new_full((wide,), noise.zoneout)
-        gain, initial = 1 - keep, h0
+            gain = 1 - keep
+        initial = h0
     else:
         kept = 1 - noise.recurrent_dropout
-        mask = noise.drawn(kept, h0.shape, h0) / kept
+        mask = noise.drawn(kept, h0.shape, h0.device).to(h0.dtype) / kept
         keep, initial = x.new_zeros(wide), mask * h0
         reset_state = None if reset_state is None else mask * reset_state
         of_rows = mask.transpose(0, 1).flatten(1)

@@ -26,6 +26,7 @@ _linear_recurrence = torch.ops.fused_bptt.linear_recurrence.default
 _leaky_recurrence = torch.ops.fused_bptt.leaky_recurrence.default
 _leaky_linear = torch.ops.fused_bptt.leaky_linear.default
 _normal = torch.ops.fused_bptt.normal.default
+_flags = torch.ops.fused_bptt.flags.default
 _leaky_layer = torch.ops.fused_bptt.leaky_layer.default
 _leaky_layer_backward = torch.ops.fused_bptt.leaky_layer_backward.default
 #: The operator itself of :func:`layer`, for those that translate graphs.
@@ -331,7 +332,8 @@ def layer_backward(
     window: int = 0,
     clip: Clip = None,
     members: int = 0,
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    need_reset_state: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """BPTT of :func:`layer`; no autograd.
 
     Args:
@@ -344,11 +346,13 @@ def layer_backward(
         members: n > 0: the rows of each step are those of n members, row by row side by side (row b
             of member m is row b * n + m), and each has gradients of the weights and biases of its
             own: those that it would have alone, to the bit. 0: one sum over all rows.
+        need_reset_state: whether the last result is wanted.
 
     Returns:
         The gradients of x, h0, weight_ih, weight_hh and of either bias (it is the same), each of
         the shape of its tensor; None where it is not needed. With ``members``, the last three have
-        n in front.
+        n in front. And the sum of q over the steps that each row began with ``reset_state``,
+        float64 [G, B, H]: :func:`carried_back` makes its gradient of it.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -373,7 +377,18 @@ def layer_backward(
         window,
         *(clip or (0, 0.0)),
         members,
+        need_reset_state,
     )
+
+
+def carried_back(sums: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Wᵀ of each row of ``sums`` [G, B, H], in this dtype and with the bits of every product here.
+
+    As one step of the adjoint walk.
+    """
+    rows = sums.to(dtype)
+    step = rows if weight.dim() == 2 else rows.transpose(0, 1).unsqueeze(0)
+    return linear_recurrence(step, step, weight, None, None, 0, IDENTITY, True)[1]
 
 
 def layer_backward_(
@@ -396,6 +411,7 @@ def layer_backward_(
     window: int = 0,
     before: int = 0,
     clip: Clip = None,
+    replaced: Tensor | None = None,
 ) -> Tensor:
     """:func:`layer_backward` of a part of the steps; adds to the gradients of the weights.
 
@@ -413,6 +429,7 @@ def layer_backward_(
         reset_state, window: as in :func:`layer_backward`, of the whole sequence.
         before: steps of it that come before these. Between the parts the caller cuts.
         clip: as in :func:`linear_recurrence`.
+        replaced: is added to, float64 [G, B, H]: what :func:`layer_backward` gives last.
 
     Returns:
         The gradient of h0.
@@ -440,6 +457,7 @@ def layer_backward_(
         window,
         before,
         *(clip or (0, 0.0)),
+        replaced,
     )
 
 
@@ -466,7 +484,8 @@ def leaky_layer(
         x, weight_ih, weight_hh: as in :func:`layer`.
         bias: [G * H], or None.
         keep, gain: k and a, each [G * H], or of each step: [T, B, G * H] or [N, G * H], any
-            strides. No gain is for the voltage form.
+            strides. No gain is for the voltage form; or where keep is bool and of each step: then k
+            is 1 or 0, and a is 1 - k.
         initial: h_0 or v_0, [G, B, H].
         noise: ξ, [T, B, G * H] or [N, G * H]; or None.
         noise_scale: s, [G * H]; None for 1.
@@ -518,6 +537,24 @@ def normal(like: Tensor, groups: int, seed: int) -> Tensor:
     return _normal(like, groups, seed)  # type: ignore[no-any-return]
 
 
+def flags(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
+    """True with this probability, from the words that make the numbers of :func:`normal`.
+
+    Args:
+        like: [..., G * H], on the CPU; its values are not read.
+        groups: G.
+        probability: above 0, to 1.
+        seed: int64 [], on the CPU.
+
+    Returns:
+        bool, of the shape of ``like``.
+
+    Raises:
+        RuntimeError: a dtype or number is not as above (name, expected, got).
+    """
+    return _flags(like, groups, probability, seed)  # type: ignore[no-any-return]
+
+
 def leaky_layer_backward(
     g: Tensor | None,
     g_rate: Tensor | None,
@@ -544,6 +581,7 @@ def leaky_layer_backward(
     reset_state: Tensor | None = None,
     sent_reset_state: Tensor | None = None,
     window: int = 0,
+    clip: Clip = None,
 ) -> tuple[Any, ...]:
     """BPTT of :func:`leaky_layer`; no autograd.
 
@@ -555,12 +593,14 @@ def leaky_layer_backward(
         need_x, need_weight_ih, need_weight_hh, need_bias: which gradients to compute.
         need_leak: those of keep, gain and noise_scale; not where keep or gain is of each step.
         window: no gradient is carried over the multiples of it in time; 0 for none.
+        clip: as in :func:`linear_recurrence`, of the cotangent of the state; not where keep is
+            bool.
 
     Returns:
         The gradients of x, weight_ih, weight_hh, bias, keep, gain and noise_scale, each None where
         it is not needed or has no tensor; and, [2, G, B, H], the cotangents of W h_0 and of keep ⊙
-        h_0; with ``reset`` [4, G, B, H]: and the sums of both over the steps that began with a
-        replaced state.
+        h_0; and with ``reset``, float64 [2, G, B, H], the sums of both over the steps that began
+        with a replaced state.
 
     Raises:
         RuntimeError: a shape, dtype, device or code is not as above (name, expected, got).
@@ -591,6 +631,7 @@ def leaky_layer_backward(
         reset_state,
         sent_reset_state,
         window,
+        *(clip or ()),
     )
 
 
@@ -733,7 +774,8 @@ def _(
     clip: int = 0,
     clip_limit: float = 0.0,
     members: int = 0,
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    need_reset_state: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, reset, reset_state)
     n = (members,) if members else ()
     return (
@@ -742,6 +784,7 @@ def _(
         x.new_empty(n + weight_ih.shape) if need_weight_ih else None,
         x.new_empty(n + weight_hh.shape) if need_weight_hh else None,
         x.new_empty((*n, weight_ih.size(0))) if need_bias else None,
+        h0.new_empty(h0.shape, dtype=torch.float64) if need_reset_state else None,
     )
 
 
@@ -767,8 +810,9 @@ def _(
     before: int = 0,
     clip: int = 0,
     clip_limit: float = 0.0,
+    replaced: Tensor | None = None,
 ) -> Tensor:
-    written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar)
+    written = (x_bar, weight_ih_bar, weight_hh_bar, bias_bar, replaced)
     _check_devices(g, g_last, h, x, weight_ih, weight_hh, h0, *written, reset, reset_state)
     return h0.new_empty(h0.shape)
 
@@ -776,6 +820,11 @@ def _(
 @torch.library.register_fake("fused_bptt::normal")  # type: ignore[untyped-decorator]
 def _(like: Tensor, groups: int, seed: int) -> Tensor:
     return like.new_empty(like.shape)
+
+
+@torch.library.register_fake("fused_bptt::flags")  # type: ignore[untyped-decorator]
+def _(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
+    return like.new_empty(like.shape, dtype=torch.bool)
 
 
 @torch.library.register_fake("fused_bptt::leaky_layer")  # type: ignore[untyped-decorator]
@@ -829,6 +878,8 @@ def _(
     reset_state: Tensor | None = None,
     sent_reset_state: Tensor | None = None,
     window: int = 0,
+    clip: int = 0,
+    clip_limit: float = 0.0,
 ) -> tuple[Any, ...]:
     _check_devices(g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, initial, noise)
 
@@ -843,7 +894,8 @@ def _(
         like(keep, need_leak),
         like(gain, need_leak),
         x.new_empty(weight_ih.size(0)) if need_leak and noise is not None else None,
-        initial.new_empty(2 if reset is None else 4, *initial.shape),
+        initial.new_empty(2, *initial.shape),
+        None if reset is None else initial.new_empty(2, *initial.shape, dtype=torch.float64),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -155,12 +155,12 @@ def rnn(
         checkpoint_every: k; only every k-th state is kept for the backward pass, which computes the
             others again, k steps at a time. On the CPU, in float32 and float64, k is rounded up to
             a multiple of the kernels' chunk, max(1, 512 // B), and the gradients have the bits of
-            the plain call; with ``lengths``, zoneout, recurrent dropout or a ``reset_state`` that
-            has a gradient, and elsewhere, they are the same sums in another order. Random masks are
-            drawn from a seed, and are others than the plain call's. Each layer's output is made
-            where it is returned, and with ``lengths``. In one direction (the second reads each
-            layer's output from its end), and not for a PackedSequence (use ``lengths``). No effect
-            under ``torch.compile`` and ``torch.func``. Default None: every state is kept.
+            the plain call; with ``lengths``, zoneout or recurrent dropout, and elsewhere, they are
+            the same sums in another order. Random masks are drawn from a seed, and are others than
+            the plain call's. Each layer's output is made where it is returned, and with
+            ``lengths``. In one direction (the second reads each layer's output from its end), and
+            not for a PackedSequence (use ``lengths``). No effect under ``torch.compile`` and
+            ``torch.func``. Default None: every state is kept.
         recurrent_dropout: p, the probability of zeroing a unit of the state on its way through
             W_hh while ``training``: z_t = u_t + W_hh (m ⊙ h_{t-1}), where m is 0, or else
             1 / (1 - p), and drawn once for all steps of a row, for each layer and direction (Gal
@@ -376,7 +376,7 @@ def _of_lengths(
         check_range(lengths, T)
         packed = options["checkpoint_every"] is None
     walk = _walk_packed if packed else _walk_masked
-    outputs, h_n = walk(input, hx, weights, lengths, reset, reset_state, shape, options)
+    outputs, h_n = walk(_Rows(input, hx, weights, lengths, reset, reset_state, shape, options))
     if batch_first:
         outputs = [output.transpose(0, 1) for output in outputs]
     return (
@@ -385,43 +385,40 @@ def _of_lengths(
     )
 
 
-def _walk_packed(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor,
-    reset: Tensor | None,
-    reset_state: Tensor | None,
-    shape: tuple[int, ...],
-    options: dict[str, Any],
-) -> tuple[list[Tensor], Tensor]:
+class _Rows(NamedTuple):
+    """Padded rows of different lengths, checked; ``shape`` is that of ``hx``."""
+
+    input: Tensor
+    hx: Tensor | None
+    weights: Sequence[Tensor]
+    lengths: Tensor
+    reset: Tensor | None
+    reset_state: Tensor | None
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+
+
+def _walk_packed(given: _Rows) -> tuple[list[Tensor], Tensor]:
     """The outputs that are asked for, and the last states, of a packed sequence of the rows."""
-    hx = input.new_zeros(shape) if hx is None else hx
-    ragged = Ragged(lengths, input.size(0))
+    hx = given.input.new_zeros(given.shape) if given.hx is None else given.hx
+    ragged = Ragged(given.lengths, given.input.size(0))
+    reset, reset_state = given.reset, given.reset_state
     output, last = rnn(
-        PackedSequence(ragged.pack(input), ragged.batch_sizes),
+        PackedSequence(ragged.pack(given.input), ragged.batch_sizes),
         hx.index_select(1, ragged.order),
-        weights,
+        given.weights,
         reset=reset if reset is None else ragged.pack(reset),
         reset_state=reset_state if reset_state is None else reset_state[:, ragged.order],
-        **options,
+        **given.options,
     )
-    packed = output if options["return_all_layers"] else [output]
+    packed = output if given.options["return_all_layers"] else [output]
     outputs = [ragged.pad(of_layer.data) for of_layer in packed]
     return outputs, hx.to(last.dtype).index_copy(1, ragged.order, last)
 
 
-def _walk_masked(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor,
-    reset: Tensor | None,
-    reset_state: Tensor | None,
-    shape: tuple[int, ...],
-    options: dict[str, Any],
-) -> tuple[list[Tensor], Tensor]:
+def _walk_masked(given: _Rows) -> tuple[list[Tensor], Tensor]:
     """As :func:`_walk_packed`, of the padded batch."""
+    input, hx, weights, lengths, reset, reset_state, shape, options = given
     bidirectional = options["bidirectional"]
     if reset is not None and bidirectional and not (hx is None and reset_state is None):
         raise ValueError(

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import _ops
 from ._autograd import _transformed
 from ._leaky_layer import leaky_layer
 from ._lengths import Masked, Ragged, check_lengths, check_padded, check_range, readable
 from ._noise import check_generator, drawn_from
-from .functional import _NONLINEARITIES, _check_reset
+from .functional import _NONLINEARITIES, _check_clip, _check_reset
 
 FORMS = ("inside", "rate", "voltage")
 
@@ -150,6 +151,7 @@ class LeakyRNN(nn.Module):
         *,
         reset: Tensor | None = None,
         bptt_window: int = 0,
+        clip_state_grad: tuple[str, float] | None = None,
         lengths: Tensor | None = None,
         noise: Tensor | Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
@@ -165,6 +167,10 @@ class LeakyRNN(nn.Module):
                 D = 2 if ``bidirectional`` else 1. Default: the learned one, or zero.
             reset, bptt_window: as in :func:`fused_bptt.rnn`; after a reset a row begins with the
                 learned initial state, or zero.
+            clip_state_grad: ``("norm", c)`` or ``("value", c)``: at every step the gradient of the
+                state, h or v, is clipped before it goes back through the step, as in
+                :func:`fused_bptt.rnn`. On the CPU, in float32 and float64; not under the transforms
+                of ``torch.func``, and not where ``noise`` needs a gradient. Default None.
             lengths: integers [B], the steps of each row of a padded batch; as in
                 :func:`fused_bptt.rnn`, with its two ways to walk them, and what is random is
                 another draw in each. Where they are not read on the host, ``reset`` with
@@ -196,6 +202,7 @@ class LeakyRNN(nn.Module):
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         if reset is not None:
             _check_reset(reset, input, None)
+        clip = None if clip_state_grad is None else _check_clip(clip_state_grad, data.device, None)
         if lengths is not None:
             check_padded(input)
             check_lengths(lengths, data.size(0 if self.batch_first else 1), data.device)
@@ -223,9 +230,19 @@ class LeakyRNN(nn.Module):
                 state = state if state is None else state.to(data.dtype)
                 noises = noises if noises is None else [one.to(data.dtype) for one in noises]
                 return self._run(
-                    input, state, reset, lengths, bptt_window, noises, generator, return_rates
+                    input,
+                    state,
+                    reset,
+                    lengths,
+                    bptt_window,
+                    clip,
+                    noises,
+                    generator,
+                    return_rates,
                 )
-        return self._run(input, state, reset, lengths, bptt_window, noises, generator, return_rates)
+        return self._run(
+            input, state, reset, lengths, bptt_window, clip, noises, generator, return_rates
+        )
 
     def _run(
         self,
@@ -234,6 +251,7 @@ class LeakyRNN(nn.Module):
         reset: Tensor | None,
         lengths: Tensor | None,
         window: int,
+        clip: _ops.Clip,
         noises: Sequence[Tensor] | None,
         generator: torch.Generator | None,
         return_rates: bool,
@@ -264,7 +282,7 @@ class LeakyRNN(nn.Module):
 
         if noises is not None and batch_sizes is None:
             noises = [self._inwards(given, input) for given in noises]  # type: ignore[arg-type]
-        others = (window, generator)
+        others = (window, clip, generator)
         if lengths is None:
             outputs, rates, last = self._walk(
                 data, state, batch_sizes, noises, reset, None, *others
@@ -294,6 +312,7 @@ class LeakyRNN(nn.Module):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        clip: _ops.Clip,
         generator: torch.Generator | None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """The states of every layer, the last one's rates, and the last states [L * D, B, H].
@@ -308,7 +327,7 @@ class LeakyRNN(nn.Module):
             given = None if noises is None else noises[layer]
             first, other = (None if s is None else s[here] for s in (state, reset_state))
             output, rates, last = self._layer(
-                layer, data, first, batch_sizes, given, generator, reset, other, window
+                layer, data, first, batch_sizes, given, generator, reset, other, window, clip
             )
             outputs.append(output)
             lasts.append(last)
@@ -388,6 +407,7 @@ class LeakyRNN(nn.Module):
         reset: Tensor | None,
         reset_state: Tensor | None,
         window: int,
+        clip: _ops.Clip,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States, rates and the last states of one layer."""
         H, D = self.hidden_size, self._directions
@@ -429,9 +449,8 @@ class LeakyRNN(nn.Module):
         other = fresh if reset_state is None else reset_state
         cuts = (reset, None if reset is None else other, window)
         phi = _NONLINEARITIES[self.nonlinearity]
-        return leaky_layer(
-            *operands, batch_sizes, D - 1, phi, *cuts, seed, plain=self.form == "inside"
-        )
+        walk = (batch_sizes, D - 1, phi, *cuts, seed, self.form == "inside", clip)
+        return leaky_layer(*operands, *walk)
 
     def _of(self, layer: int, name: str) -> Any:
         """A layer's tensors of one name, those of both directions as more rows; None: it has none.

@@ -126,7 +126,7 @@ def forward(p: Layer, phi: int) -> Named:
 
 
 def backward(p: Layer, h: Tensor, phi: int) -> Named:
-    bars = _ops.layer_backward(*backward_arguments(p, h, phi), True, True, True, True)
+    *bars, _ = _ops.layer_backward(*backward_arguments(p, h, phi), True, True, True, True)
     return dict(zip(BARS, bars, strict=True))
 
 

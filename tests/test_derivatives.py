@@ -123,7 +123,7 @@ PRODUCTS = {
 @register_flop_formula(torch.ops.fused_bptt.layer_backward)
 def _(*shapes: Any, out_shape: Any) -> int:
     """Of the products of a whole layer's backward, those whose results it returns."""
-    x_bar, _, weight_ih_bar, weight_hh_bar, _ = out_shape
+    x_bar, _, weight_ih_bar, weight_hh_bar, *_ = out_shape
     returned = {"x": x_bar, "weight_ih": weight_ih_bar, "weight_hh": weight_hh_bar}
     return sum(PRODUCTS[name] for name, shape in returned.items() if shape is not None)
 

@@ -351,6 +351,56 @@ def test_no_units(voltage: bool) -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_flags_are_the_numbers_that_they_stand_for(problem: Problem, dtype: torch.dtype) -> None:
+    """A bool keep, of a layout of its own, is k = 1 or 0 and a = 1 - k, to the bit."""
+    case = Case(problem, _ops.TANH, False, "reset")
+    x = {name: None if v is None else v.to(dtype) for name, v in case.operands.items()}
+    flags = torch.rand(*x["noise"].shape[:-1], 2 * x["noise"].size(-1))[..., ::2] < 0.4
+    cuts = (case.cuts[0], x["reset_state"])
+    results = []
+    for leak in ((flags, None), (flags.to(dtype), 1 - flags.to(dtype))):
+        operands = (x["x"], x["weight_ih"], x["weight_hh"])
+        rest = (*leak, x["initial"])
+        found = _ops.leaky_layer(*operands, x["bias"], *rest, None, None, *case.walk, *cuts)
+        state, rate, last = found
+        given = (state.cos(), rate, last, state, rate, *operands, *rest, x["initial"], None)
+        needed = (True, True, True, True, False)
+        bars = _ops.leaky_layer_backward(
+            *given, *case.walk, *needed, *cuts, x["reset_state"], window=3
+        )
+        every = (*found, *bars)
+        results.append({str(i): v for i, v in enumerate(every) if v is not None})
+    assert_exact(*results)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("keep", {"keep": torch.ones(5, dtype=torch.bool)}),
+        ("gain", {"gain": torch.ones(5).double()}),
+        ("clip", {"clip": (1, 1.0)}),
+    ],
+)
+def test_what_does_not_go_with_flags(name: str, changed: dict[str, Any]) -> None:
+    case = Case(PROBLEMS[0], _ops.TANH, False)
+    x = {**case.operands, "noise": None, "noise_scale": None, "gain": None}
+    x |= {"keep": torch.ones(case.operands["noise"].shape, dtype=torch.bool), **changed}
+    *first, _ = (x[n] for n in NAMES)
+
+    def attempt() -> None:
+        found = _ops.leaky_layer(*first, *case.walk)
+        given = [x[n] for n in ("x", "weight_ih", "weight_hh", "keep", "gain", "initial")]
+        needed = (True, True, True, True, False)
+        operands = (*found, *found[:2], *given, x["initial"], None)
+        _ops.leaky_layer_backward(*operands, *case.walk, *needed, clip=changed.get("clip"))
+
+    with pytest.raises(RuntimeError, match=rf"^{name}: expected .*got"):
+        attempt()
+
+
 def wrong(name: str, x: Tensor) -> Tensor:
     return x.new_zeros(*x.shape[:-1], x.size(-1) + 1)
 

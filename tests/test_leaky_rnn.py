@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,10 +27,23 @@ def double(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
+Hook = Callable[[Tensor], Tensor]
+
+
 def written_row(
-    m: LeakyRNN, layer: int, suffix: str, x: Tensor, noise: Tensor, mask: Tensor, h0: Tensor | None
+    m: LeakyRNN,
+    layer: int,
+    suffix: str,
+    x: Tensor,
+    noise: Tensor,
+    mask: Tensor,
+    h0: Tensor | None,
+    hook: Hook | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction of a layer for one row of the batch: states [T, H], rates, and the last."""
+    """One direction of a layer for one row of the batch: states [T, H], rates, and the last.
+
+    `hook` gets the gradient of each state.
+    """
     w = {
         name: getattr(m, f"{name}_l{layer}{suffix}")
         for name in ("weight_ih", "weight_hh", "bias", "leak", "initial")
@@ -47,19 +61,27 @@ def written_row(
         drive = drive if w["bias"] is None else drive + w["bias"]
         if m.form == "voltage":
             state = (1 - a) * state + a * (drive + w["weight_hh"] @ torch.tanh(state))
-            rate = torch.tanh(state)
         elif m.form == "rate":
             rate = torch.tanh(drive + w["weight_hh"] @ state)
             state = (1 - a) * state + a * rate
         else:
-            state = rate = torch.tanh((1 - a) * state + a * (drive + w["weight_hh"] @ state))
+            state = torch.tanh((1 - a) * state + a * (drive + w["weight_hh"] @ state))
+        if hook is not None:
+            state.register_hook(hook)
+        if m.form != "rate":
+            rate = torch.tanh(state) if m.form == "voltage" else state
         found.append((state, rate))
     states, rates = zip(*(found[::-1] if suffix else found), strict=True)
     return torch.stack(states), torch.stack(rates), state
 
 
 def written(
-    m: LeakyRNN, rows: list[Tensor], noises: list[Any], masks: list[Tensor], h0: Tensor | None
+    m: LeakyRNN,
+    rows: list[Tensor],
+    noises: list[Any],
+    masks: list[Tensor],
+    h0: Tensor | None,
+    hook: Hook | None = None,
 ) -> list[Tensor]:
     """The last layer's states and rates of every row, one row after the other, and h_n."""
     suffixes = ["", "_reverse"][: 1 + m.bidirectional]
@@ -71,7 +93,7 @@ def written(
             for d, suffix in enumerate(suffixes):
                 noise = noises[layer][b][:, d * H : (d + 1) * H]
                 start = None if h0 is None else h0[layer * len(suffixes) + d, b]
-                ways.append(written_row(m, layer, suffix, x, noise, masks[b], start))
+                ways.append(written_row(m, layer, suffix, x, noise, masks[b], start, hook))
             of_rows.append([torch.cat([way[0] for way in ways], -1)])
             of_rows[-1] += [torch.cat([way[1] for way in ways], -1), [way[2] for way in ways]]
         last += [torch.stack([row[2][d] for row in of_rows]) for d in range(len(suffixes))]
@@ -156,6 +178,91 @@ def test_equals_the_form(
     )
     leaves = [x, h0, *m.parameters()]
     assert_close(gradients(found, leaves), gradients(expected, leaves))
+
+
+LIMITS = {"norm": 0.7, "value": 0.3}
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("kind", LIMITS)
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[4]], ids=str)
+@each_form
+def test_a_clip_is_that_of_hooks(form: str, shape: dict[str, Any], kind: str) -> None:
+    limit, lengths = LIMITS[kind], LENGTHS
+    shape = {**shape, "batch_first": False}
+    m = module(form, leak=torch.linspace(0.1, 1, H), **shape)
+    D = 1 + m.bidirectional
+    x, h0 = double(T, B, I).requires_grad_(), double(m.num_layers * D, B, H).requires_grad_()
+    none = torch.zeros(T, D * H, dtype=torch.float64)
+
+    def clip(a: Tensor) -> Tensor:
+        return a.clamp(-limit, limit) if kind == "value" else a * (limit / a.norm()).clamp(max=1)
+
+    def call(given: tuple[str, float] | None) -> Named:
+        options = {"lengths": torch.tensor(lengths), "reset": MASK, "return_rates": True}
+        output, last, rates = m(x, h0, clip_state_grad=given, **options)
+        found = [
+            torch.cat([value[:length, b] for b, length in enumerate(lengths)])
+            for value in (output, rates)
+        ]
+        return gradients([*found, last], leaves)
+
+    leaves = [x, h0, *m.parameters()]
+    found = call((kind, limit))
+    expected = written(
+        m,
+        [x[:length, b] for b, length in enumerate(lengths)],
+        [[none] * B] * m.num_layers,
+        list(MASK.unbind(1)),
+        h0,
+        clip,
+    )
+    assert_close(found, gradients(expected, leaves))
+    assert not torch.allclose(found["3"], call(None)["3"], rtol=1e-3), "nothing was clipped"
+    assert_close(call((kind, 1e30)), call(None))
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+@each_form
+def test_a_clip_has_the_same_bits_on_any_number_of_threads(form: str, kind: str) -> None:
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        m = LeakyRNN(3, 331, form=form, leak=0.5, learn_leak=True)
+        output, last = m(torch.randn(9, 4, 3), clip_state_grad=(kind, 0.1))
+        found.append(gradients([output, last], list(m.parameters())))
+    assert_exact(*found)
+
+
+def test_a_clip_compiled() -> None:
+    m, x = module("voltage", leak=0.5), double(T, B, I)
+    torch._dynamo.reset()
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    found, expected = (
+        gradients(list(call(x, clip_state_grad=("norm", 0.7))), list(m.parameters()))
+        for call in (compiled, m)
+    )
+    assert_close(found, expected)
+
+
+def test_where_nothing_is_clipped_is_refused() -> None:
+    """In words; a pass without its clip would be another one."""
+    m, x, clip = module("rate", leak=0.5), double(T, B, I), ("norm", 1.0)
+    with pytest.raises(ValueError, match=r"^clip_state_grad: expected .* got \('norm', '1'\)"):
+        m(x, clip_state_grad=("norm", "1"))
+    for wide in (m.bfloat16(), m.double().to("meta")):
+        there = x.to(wide.weight_hh_l0)
+        with pytest.raises(ValueError, match=r"^clip_state_grad: expected .* got"):
+            wide(there, clip_state_grad=("norm", 1.0))
+    m = module("rate", leak=0.5)
+    with pytest.raises(ValueError, match=r"^clip_state_grad: expected None under a transform"):
+        torch.func.jvp(lambda x: m(x, clip_state_grad=clip)[0], (x,), (x,))
+    with pytest.raises(RuntimeError, match=r"^clip_state_grad: expected None where the gradients"):
+        torch.autograd.grad(m(x, clip_state_grad=clip)[0].sum(), m.weight_hh_l0, create_graph=True)
+    noise = double(T, B, H).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"^clip_state_grad: expected None where noise"):
+        m(x, noise=noise, clip_state_grad=clip)[0].sum().backward()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["", "state"])

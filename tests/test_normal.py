@@ -1,4 +1,4 @@
-"""The noise of the kernels: Philox and Box and Muller's method, written again in numpy."""
+"""The noise and the masks of the kernels: Philox and Box and Muller's method, again in numpy."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return c
 
 
+def words_of(units: int, row: int, group: int, seed: int) -> np.ndarray:
+    """The four words of the counter that each unit has."""
+    n = np.arange(units)
+    counter = np.stack([n // 64 * 16 + n % 16, n * 0 + row, n * 0, n * 0 + group], 1)
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
 def written(rows: int, groups: int, units: int, seed: int) -> np.ndarray:
     n = np.arange(units)
     found = np.empty((rows, groups, units))
     for r in range(rows):
         for g in range(groups):
-            counter = np.stack([n // 64 * 16 + n % 16, n * 0 + r, n * 0, n * 0 + g], 1)
-            words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)) >> np.uint64(8)
+            words = words_of(units, r, g, seed) >> np.uint64(8)
             word = n % 64 // 16
             first, second = (words[n, word // 2 * 2 + i].astype(np.float64) for i in (0, 1))
             radius = np.sqrt(-2 * np.log((first + 0.5) / 2**24))
@@ -62,6 +68,20 @@ def test_the_numbers(groups: int, units: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("probability", [1e-12, 0.1, 0.5, 1.0])
+def test_the_flags(probability: float) -> None:
+    groups, units, seed, n = 2, 77, 2**63 - 2, np.arange(77)
+    like = torch.empty(3, 2, groups * units, dtype=torch.float16)
+    found = _ops.flags(like, groups, probability, torch.tensor(seed))
+    assert found.dtype == torch.bool
+    found = found.view(6, groups, units)
+    for r in range(6):
+        for g in range(groups):
+            word = words_of(units, r, g, seed)[n, n % 64 // 16]
+            assert found[r, g].tolist() == (word < max(1, int(probability * 2**32))).tolist()
+
+
+@pytest.mark.isa
 def test_they_are_standard_normal() -> None:
     x = _ops.normal(torch.empty(2000, 1000), 1, 7).double().flatten()
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
@@ -87,7 +107,9 @@ def test_they_are_standard_normal() -> None:
 def test_neither_threads_nor_instruction_sets_change_them() -> None:
     code = (
         "import torch, zlib; from fused_bptt import _ops; torch.set_num_threads({});"
-        "x = _ops.normal(torch.empty(301, 77), 1, 5); print(zlib.crc32(x.numpy().tobytes()))"
+        "x = torch.empty(301, 77);"
+        "found = _ops.normal(x, 1, 5), _ops.flags(x, 1, 0.3, torch.tensor(5));"
+        "print([zlib.crc32(y.numpy().tobytes()) for y in found])"
     )
     expected = assert_runs(code.format(1))
     for isa in _ops.cpu_isas():
@@ -99,4 +121,12 @@ def test_wrong_operands_are_named() -> None:
         _ops.normal(torch.empty(3, dtype=torch.bfloat16), 1, 0)
     with pytest.raises(RuntimeError, match=r"^groups: expected a divisor of 4, got 3"):
         _ops.normal(torch.empty(2, 4), 3, 0)
+    seed = torch.tensor(1)
+    with pytest.raises(RuntimeError, match=r"^groups: expected a divisor of 4, got 3"):
+        _ops.flags(torch.empty(2, 4), 3, 0.5, seed)
+    with pytest.raises(RuntimeError, match=r"^probability: expected above 0, to 1, got 1.5"):
+        _ops.flags(torch.empty(2, 4), 2, 1.5, seed)
+    for wrong in (seed.float(), seed[None]):
+        with pytest.raises(RuntimeError, match=r"^seed: expected one int64 on the CPU, got"):
+            _ops.flags(torch.empty(2, 4), 2, 0.5, wrong)
     assert_exact({"": _ops.normal(torch.empty(0, 4), 1, 0)}, {"": torch.empty(0, 4)})

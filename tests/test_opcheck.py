@@ -86,7 +86,7 @@ def layer(dtype: torch.dtype) -> Iterator[Call]:
 def layer_backward(dtype: torch.dtype) -> Iterator[Call]:
     for p, cuts in layers(dtype):
         operands = backward_arguments(p, forward(p, TANH)["h"], TANH)
-        yield (*operands, True, True, True, True), cuts
+        yield (*operands, True, True, True, True), {**cuts, "need_reset_state": bool(cuts)}
         yield (*operands, False, True, False, True), {**cuts, "members": 2}
         yield (*operands, True, False, True, False), {**cuts, "window": 2} | CLIP
 
@@ -97,6 +97,7 @@ def layer_backward_(dtype: torch.dtype) -> Iterator[Call]:
         operands = backward_arguments(p, forward(p, TANH)["h"], TANH)
         reset = {"reset": cuts.get("reset")}
         yield (*operands, *bars), reset
+        reset["replaced"] = p.h0.double()
         yield (*operands, None, None, bars[2], None), reset | CLIP
 
 
@@ -115,6 +116,7 @@ def leaky_layer(dtype: torch.dtype) -> Iterator[Call]:
         walk, scale = (p.batch_sizes, 1, TANH), p.weight_ih[:, 0].sin()
         first = (p.x, p.weight_ih, p.weight_hh, p.bias_ih, *of_steps(p), p.h0)
         yield (*first, None, None, *walk), cuts
+        yield (*first[:4], p.g > 0, None, p.h0, None, None, *walk), cuts
         yield (p.x, *leaky_operands(p, True), p.g, scale, *walk), cuts
         yield (p.x, *leaky_operands(p, False), None, None, *walk), {**cuts, "seed": 3}
 
@@ -135,11 +137,15 @@ def leaky_layer_backward(dtype: torch.dtype) -> Iterator[Call]:
             weight_ih, weight_hh, _, keep, gain, initial = operands
             given = (p.x, weight_ih, weight_hh, keep, gain, initial, initial, p.g)
             needed = (True, with_gain, True, with_gain, True)
-            yield (state, None, last, state, rate, *given, *walk, *needed), cuts | sent
+            yield (state, None, last, state, rate, *given, *walk, *needed), cuts | sent | CLIP
 
 
 def normal(dtype: torch.dtype) -> Iterator[Call]:
     yield (torch.empty(3, 8, dtype=dtype), 2, 3), {}
+
+
+def flags(dtype: torch.dtype) -> Iterator[Call]:
+    yield (torch.empty(3, 8, dtype=dtype), 2, 0.5, torch.tensor(3)), {}
 
 
 OPERATORS: dict[str, tuple[Callable[[torch.dtype], Iterator[Call]], tuple[torch.dtype, ...]]] = {
@@ -153,6 +159,7 @@ OPERATORS: dict[str, tuple[Callable[[torch.dtype], Iterator[Call]], tuple[torch.
     "leaky_layer": (leaky_layer, LAYER_TYPES),
     "leaky_layer_backward": (leaky_layer_backward, LAYER_TYPES),
     "normal": (normal, LAYER_TYPES),
+    "flags": (flags, (torch.bool,)),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from against_loop import resets, setting, with_gradients
 from cases import Case, ids, variants
 from helpers import FLOAT_TYPES, cotangent, data_of
+from layers import Layer
 from primitives import Operators, Problem
 from taped import taped_rnn
 from tolerance import Named, assert_close, assert_exact
@@ -146,10 +147,28 @@ def test_the_same_bits_on_any_number_of_threads(threads: int) -> None:
         found: Named = {}
         for B, H in ((67, 61), (2, 331)):
             case = Case("threads", T=40, B=B, I=5, H=H)
-            solved = solve(case, True, second=False, learned=False, bptt_window=7)
+            solved = solve(case, True, second=False, bptt_window=7)
             found |= {f"{H} {name}": value for name, value in solved.items()}
         results.append(found)
     assert_exact(*results)
+
+
+def test_a_long_sum_of_a_learned_state() -> None:
+    """Of as many steps as there are, its gradient in float32 has the error of one number."""
+    T, B, H = 40_000, 1, 3
+    p = Layer(T, B, 1, H)
+    p = p.but(x=p.x.abs(), g=p.g.abs(), weight_hh=p.weight_hh.abs())
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        weights = [p.weight_ih, p.weight_hh, p.bias_ih, p.bias_hh]
+        state = p.h0.detach().to(dtype).requires_grad_()
+        options = {"reset": torch.ones(T, B, dtype=torch.bool), "reset_state": state}
+        output, _ = fused_bptt.rnn(p.x.to(dtype), None, [w.to(dtype) for w in weights], **options)
+        output.backward(p.g.to(dtype))
+        return state.grad.double()
+
+    expected = gradient(torch.float64)
+    assert ((gradient(torch.float32) - expected).abs() < 3e-7 * expected.abs()).all()
 
 
 @pytest.mark.parametrize("in_weights", [False, True])

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 import fused_bptt
+from fused_bptt import _ops
 
 P = 0.3
 KINDS = ("zoneout", "recurrent_dropout")
@@ -41,15 +42,15 @@ def masks(kind: str, case: Case, data: Tensor) -> dict[str, list[Tensor]]:
     """What `seeded` draws, as the loop takes it."""
     generator, D = seeded(), case.directions
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
+    def drawn(probability: float, groups: int, *shape: int) -> Tensor:
+        seed = torch.randint(2**63 - 1, (), generator=generator)
+        return _ops.flags(torch.empty(shape), groups, probability, seed).double()
 
     if kind == "zoneout":
         lead = data.shape[:-1]
-        one = (case.H,) if D == 1 else (D, case.H)
-        held = [(drawn(*lead, *one) < P).double() for _ in range(case.num_layers)]
+        held = [drawn(P, D, *lead, D * case.H) for _ in range(case.num_layers)]
         return {"held": [m.view(*lead, D, case.H) for m in held]}
-    kept = [(drawn(D, case.B, case.H) < 1 - P).double() for _ in range(case.num_layers)]
+    kept = [drawn(1 - P, 1, D, case.B, case.H) for _ in range(case.num_layers)]
     return {"dropped": [m / (1 - P) for m in kept]}
 
 

@@ -166,8 +166,8 @@ void run_with(const Kernels& kernels, const Layer& given, int32_t threads,
     p.out = {nullptr, p.first_rows ? 0 : p.B * q_row, q_row, steps * p.B * q_row};
   }
   const int64_t weights = layer.backward ? p.H * round_up(layer.I, lanes) : layer.I * columns;
-  const int64_t kept = wants_total(layer) ? 2 : 1;  // q, and y
-  const int64_t q = layer.backward ? 2 * kept * steps * p.B * q_row : 0;
+  const int64_t kept = chunks_at_once(steps, p.T) * (wants_total(layer) ? 2 : 1);  // q, and y
+  const int64_t q = layer.backward ? kept * steps * p.B * q_row : 0;
   const int64_t elements =
       p.G * (weights + columns + q) + columns + threads * kSumBlock * kSumVectors * lanes;
   start(kernels, p, &layer, elements * bytes, threads, parallel_for);

@@ -31,6 +31,7 @@ struct Kernels {
   void (*layer)(const Layer&, const LayerSchedule&, const Workspace&, int32_t rank, int32_t size);
   // Rows [begin, end).
   void (*normal)(const Normal&, int64_t begin, int64_t end);
+  void (*flags)(const Flags&, int64_t begin, int64_t end);
 };
 
 inline const Machine& machine_of(const Kernels& kernels, Type type) {

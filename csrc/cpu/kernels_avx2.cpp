@@ -39,7 +39,7 @@ constexpr int kVectorBytes = 32;
 
 }  // namespace
 
-extern const Kernels kernels_avx2 = {"avx2", machine<float>(), machine<double>(),
-                                     &walk,  &layer,           &normal};
+extern const Kernels kernels_avx2 = {
+    "avx2", machine<float>(), machine<double>(), &walk, &layer, &normal, &flags};
 
 }  // namespace fused_bptt

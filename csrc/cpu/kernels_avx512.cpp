@@ -41,7 +41,7 @@ constexpr int kVectorBytes = 64;
 
 }  // namespace
 
-extern const Kernels kernels_avx512 = {"avx512", machine<float>(), machine<double>(),
-                                       &walk,    &layer,           &normal};
+extern const Kernels kernels_avx512 = {
+    "avx512", machine<float>(), machine<double>(), &walk, &layer, &normal, &flags};
 
 }  // namespace fused_bptt

@@ -30,7 +30,7 @@ constexpr int kVectorBytes = 16;
 
 }  // namespace
 
-extern const Kernels kernels_baseline = {"baseline", machine<float>(), machine<double>(),
-                                         &walk,      &layer,           &normal};
+extern const Kernels kernels_baseline = {
+    "baseline", machine<float>(), machine<double>(), &walk, &layer, &normal, &flags};
 
 }  // namespace fused_bptt

@@ -38,9 +38,10 @@ class LayerShare {
     bias_ = at;
     at += p_.G * padded(p_.H);
     q_ = at;
-    if (layer.backward) at += 2 * p_.G * p_.out.group;
+    const int64_t kept = chunks_at_once(schedule.steps, p_.T) * p_.G * p_.out.group;
+    if (layer.backward) at += kept;
     total_ = wants_total(layer) ? at : nullptr;
-    if (total_) at += 2 * p_.G * p_.out.group;
+    if (total_) at += kept;
     zeros_ = at;
     at += padded(p_.H);
     panel_ = at + rank * kSumBlock * kSumVectors * L;
@@ -389,8 +390,8 @@ class LayerShare {
   const int32_t rank_, size_;
   C* input_weights_;
   C* bias_;
-  C* q_;      // of two chunks, with the strides of walk.out
-  C* total_;  // y of two chunks, where it is wanted beside q
+  C* q_;      // of two chunks, or of the only one, with the strides of walk.out
+  C* total_;  // y of them, where it is wanted beside q
   C* zeros_;  // a state
   C* panel_;
 };

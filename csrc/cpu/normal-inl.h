@@ -1,10 +1,11 @@
-// Standard normal numbers that are a function of seed, group, row and column alone, so that neither
-// threads nor chunks nor instruction sets choose them: Philox4x32-10 (Salmon et al., "Parallel
-// random numbers: as easy as 1, 2, 3", 2011), made normal by Box and Muller's method.
+// Standard normal numbers and flags that are a function of seed, group, row and column alone, so
+// that neither threads nor chunks nor instruction sets choose them: Philox4x32-10 (Salmon et al.,
+// "Parallel random numbers: as easy as 1, 2, 3", 2011), made normal by Box and Muller's method.
 // Included inside the ISA's namespace, after tanh-inl.h.
 //
 // Column n of row r in group g has the word n % 64 / 16 of the counter (n / 64 * 16 + n % 16, r,
-// g). Words 0 and 1 make the numbers of both, and so do words 2 and 3:
+// g). A flag is whether that word is small. Of numbers, words 0 and 1 make those of both, and so do
+// words 2 and 3:
 //
 //   sqrt(-2 log u) cos(2 pi t) and sqrt(-2 log u) sin(2 pi t), u and t of 24 bits, 0 < u <= 1
 //
@@ -82,20 +83,29 @@ inline void box_muller(Words first, Words second, Vec<float>* cosine, Vec<float>
   *sine = (quarter & 2) == 2 ? -*sine : *sine;
 }
 
+// The words of the columns [begin + from + 16 k, ... + L) for k = 0 to 3, of a block that begins at
+// column `begin`.
+inline void words_of(uint64_t seed, int64_t row, int64_t group, int64_t begin, int from,
+                     Words (&c)[4]) {
+  Words lane;
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = static_cast<uint32_t>(i);
+  const Words none{};
+  c[0] = lane + static_cast<uint32_t>(begin / 4 + from);
+  c[1] = none + static_cast<uint32_t>(row);
+  c[2] = none + static_cast<uint32_t>(row >> 32);
+  c[3] = none + static_cast<uint32_t>(group);
+  philox(c, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
 // One row of a group; times `scale`, where there is one.
 template <class C>
 void normal_row(uint64_t seed, int64_t row, int64_t group, int64_t columns, const C* scale, C* to) {
   constexpr int L = kLanes<float>;
-  Words lane;
-  for (int i = 0; i < L; ++i) lane[i] = static_cast<uint32_t>(i);
   for (int64_t begin = 0; begin < columns; begin += kNormalBlock) {
     alignas(64) float found[kNormalBlock];
     for (int from = 0; from < kNormalBlock / 4; from += L) {
-      const uint32_t first = static_cast<uint32_t>(begin / 4 + from);
-      const Words none{};
-      Words c[4] = {lane + first, none + static_cast<uint32_t>(row),
-                    none + static_cast<uint32_t>(row >> 32), none + static_cast<uint32_t>(group)};
-      philox(c, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      Words c[4];
+      words_of(seed, row, group, begin, from, c);
       for (int pair = 0; pair < 4; pair += 2) {
         Vec<float> cosine, sine;
         box_muller(c[pair], c[pair + 1], &cosine, &sine);
@@ -120,6 +130,30 @@ void normal(const Normal& n, int64_t begin, int64_t end) {
         normal_row<double>(n.seed, r, g, n.H, nullptr, static_cast<double*>(n.out) + at);
       } else {
         normal_row<float>(n.seed, r, g, n.H, nullptr, static_cast<float*>(n.out) + at);
+      }
+    }
+  }
+}
+
+// Rows [begin, end) of [.., G, H], contiguous.
+void flags(const Flags& f, int64_t begin, int64_t end) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes<float>)));
+  constexpr int L = kLanes<float>;
+  const uint32_t most = static_cast<uint32_t>(std::max(f.probability * 0x1p32, 1.0) - 1);
+  for (int64_t r = begin; r < end; ++r) {
+    for (int64_t g = 0; g < f.G; ++g) {
+      bool* const to = f.out + (r * f.G + g) * f.H;
+      for (int64_t n = 0; n < f.H; n += kNormalBlock) {
+        uint8_t found[kNormalBlock];
+        for (int from = 0; from < kNormalBlock / 4; from += L) {
+          Words c[4];
+          words_of(f.seed, r, g, n, from, c);
+          for (int k = 0; k < 4; ++k) {
+            const Bytes few = __builtin_convertvector((c[k] <= most) & 1, Bytes);
+            std::memcpy(found + k * kNormalBlock / 4 + from, &few, sizeof few);
+          }
+        }
+        std::memcpy(to + n, found, static_cast<size_t>(std::min<int64_t>(kNormalBlock, f.H - n)));
       }
     }
   }

@@ -75,21 +75,21 @@ std::tuple<Tensor, Tensor> layer(const Tensor& x, const Tensor& weight_ih, const
 }
 
 std::tuple<std::optional<Tensor>, Tensor, std::optional<Tensor>, std::optional<Tensor>,
-           std::optional<Tensor>>
+           std::optional<Tensor>, std::optional<Tensor>>
 layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_last, const Tensor& h,
                const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& h0,
                const std::optional<Tensor>& batch_sizes, int64_t reverse_groups,
                int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                bool need_bias, const std::optional<Tensor>& reset,
                const std::optional<Tensor>& reset_state, int64_t window, int64_t clip,
-               double clip_limit, int64_t members) {
+               double clip_limit, int64_t members, bool need_reset_state) {
   const BridgedLayer bridged =
       bridge_layer_backward(g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups,
                             nonlinearity, need_x, need_weight_ih, need_weight_hh, need_bias, reset,
-                            reset_state, window, clip, clip_limit, members);
+                            reset_state, window, clip, clip_limit, members, need_reset_state);
   solve(bridged.layer);
-  return {bridged.x_bar, *bridged.last, bridged.weight_ih_bar, bridged.weight_hh_bar,
-          bridged.bias_bar};
+  return {bridged.x_bar,         *bridged.last,    bridged.weight_ih_bar,
+          bridged.weight_hh_bar, bridged.bias_bar, bridged.replaced};
 }
 
 Tensor normal(const Tensor& like, int64_t groups, int64_t seed) {
@@ -101,6 +101,18 @@ Tensor normal(const Tensor& like, int64_t groups, int64_t seed) {
         active_kernels().normal(*static_cast<const Normal*>(p), begin, end);
       },
       const_cast<Normal*>(&problem));
+  return out;
+}
+
+Tensor flags(const Tensor& like, int64_t groups, double probability, const Tensor& seed) {
+  Tensor out = empty(Shape(like), like, aoti_torch_dtype_bool());
+  const Flags problem = bridge_flags(out, groups, probability, seed);
+  torch_threads(
+      problem.rows,
+      [](int64_t begin, int64_t end, void* p) {
+        active_kernels().flags(*static_cast<const Flags*>(p), begin, end);
+      },
+      const_cast<Flags*>(&problem));
   return out;
 }
 
@@ -120,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> leaky_layer(
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
            std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
-           std::optional<Tensor>, Tensor>
+           std::optional<Tensor>, Tensor, std::optional<Tensor>>
 leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>& g_rate,
                      const std::optional<Tensor>& g_last, const Tensor& state, const Tensor& rate,
                      const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
@@ -130,14 +142,16 @@ leaky_layer_backward(const std::optional<Tensor>& g, const std::optional<Tensor>
                      int64_t nonlinearity, bool need_x, bool need_weight_ih, bool need_weight_hh,
                      bool need_bias, bool need_leak, const std::optional<Tensor>& reset,
                      const std::optional<Tensor>& reset_state,
-                     const std::optional<Tensor>& sent_reset_state, int64_t window) {
+                     const std::optional<Tensor>& sent_reset_state, int64_t window, int64_t clip,
+                     double clip_limit) {
   const BridgedLayer bridged = bridge_leaky_layer_backward(
       g, g_rate, g_last, state, rate, x, weight_ih, weight_hh, keep, gain, initial, sent_initial,
       noise, batch_sizes, reverse_groups, nonlinearity, need_x, need_weight_ih, need_weight_hh,
-      need_bias, need_leak, reset, reset_state, sent_reset_state, window);
+      need_bias, need_leak, reset, reset_state, sent_reset_state, window, clip, clip_limit);
   solve(bridged.layer);
-  return {bridged.x_bar,    bridged.weight_ih_bar, bridged.weight_hh_bar,   bridged.bias_bar,
-          bridged.keep_bar, bridged.gain_bar,      bridged.noise_scale_bar, *bridged.ends};
+  return {bridged.x_bar,           bridged.weight_ih_bar, bridged.weight_hh_bar,
+          bridged.bias_bar,        bridged.keep_bar,      bridged.gain_bar,
+          bridged.noise_scale_bar, *bridged.ends,         bridged.replaced};
 }
 
 Tensor layer_backward_(const std::optional<Tensor>& g, const std::optional<Tensor>& g_last,
@@ -149,10 +163,11 @@ Tensor layer_backward_(const std::optional<Tensor>& g, const std::optional<Tenso
                        const std::optional<Tensor>& weight_hh_bar,
                        const std::optional<Tensor>& bias_bar, const std::optional<Tensor>& reset,
                        const std::optional<Tensor>& reset_state, int64_t window, int64_t before,
-                       int64_t clip, double clip_limit) {
+                       int64_t clip, double clip_limit, const std::optional<Tensor>& replaced) {
   const BridgedLayer bridged = bridge_layer_backward_into(
       g, g_last, h, x, weight_ih, weight_hh, h0, batch_sizes, reverse_groups, nonlinearity, x_bar,
-      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before, clip, clip_limit);
+      weight_ih_bar, weight_hh_bar, bias_bar, reset, reset_state, window, before, clip, clip_limit,
+      replaced);
   solve(bridged.layer);
   return *bridged.last;
 }
@@ -166,6 +181,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CPU, m) {
   m.impl("leaky_recurrence", TORCH_BOX(&fused_bptt::leaky_recurrence));
   m.impl("leaky_linear", TORCH_BOX(&fused_bptt::leaky_linear));
   m.impl("normal", TORCH_BOX(&fused_bptt::normal));
+  m.impl("flags", TORCH_BOX(&fused_bptt::flags));
   m.impl("leaky_layer", TORCH_BOX(&fused_bptt::leaky_layer));
   m.impl("leaky_layer_backward", TORCH_BOX(&fused_bptt::leaky_layer_backward));
   m.impl("layer", TORCH_BOX(&fused_bptt::layer));

@@ -50,6 +50,9 @@ Schedule make_schedule(const Problem& problem, const Machine& machine, int64_t c
 // through once a chunk, and what all members' sums come to is in no cache.
 int64_t chunk_steps(const Layer& layer);
 
+// How many chunks of q there is room for: one is read while the next is made.
+inline int64_t chunks_at_once(int64_t steps, int64_t T) { return steps < T ? 2 : 1; }
+
 LayerSchedule make_layer_schedule(const Layer& layer, const Machine& machine, int64_t compute_bytes,
                                   int32_t threads);
 

@@ -49,6 +49,20 @@ inline Vec<C> load(const S* p, int n) {
   }
 }
 
+// n flags as the numbers 1 and 0; lanes beyond n read as zero.
+template <class C>
+inline Vec<C> load_flags(const bool* p, int n) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes<C>)));
+  using Integers = Vec<std::conditional_t<sizeof(C) == 8, int64_t, int32_t>>;
+  Bytes bytes{};
+  if (n < kLanes<C>) {
+    std::memcpy(&bytes, p, static_cast<size_t>(n));
+  } else {
+    std::memcpy(&bytes, p, sizeof bytes);
+  }
+  return __builtin_convertvector(bytes, Integers) != 0 ? broadcast(C{1}) : Vec<C>{};
+}
+
 template <class S, class C>
 inline void store(S* p, int n, Vec<C> x) {
   if constexpr (std::is_same_v<S, C>) {

@@ -119,13 +119,29 @@ inline double norm(const C* x, int count) {
                         ((sums[4] + sums[5]) + (sums[6] + sums[7])));
 }
 
+// Clips one row, or the part of it that a thread has where each number is clipped.
+template <class C>
+void clip_row(const Clip& clip, C* row, int columns) {
+  constexpr int L = kLanes<C>;
+  if (clip.kind == Clip::Kind::norm) {
+    const double share = clip.limit / norm(row, columns);
+    if (share >= 1) return;  // false for NaN, which passes
+    const Vec<C> scale = broadcast(static_cast<C>(share));
+    for (int j = 0; j < columns; j += L) store_aligned(row + j, load_aligned(row + j) * scale);
+  } else {
+    const Vec<C> most = broadcast(static_cast<C>(clip.limit));
+    for (int j = 0; j < columns; j += L) {
+      const Vec<C> x = load_aligned(row + j);
+      store_aligned(row + j, x > most ? most : x < -most ? -most : x);
+    }
+  }
+}
+
 // The epilogue of clipped BPTT. Its tile is all that a thread has of some rows: the norm of a row
 // is known only when all its sums are.
 template <class S, class C, Phi phi>
 void clipped_epilogue(const Tile<S, C>& tile, const Clip& clip) {
   constexpr int L = kLanes<C>;
-  const bool by_norm = clip.kind == Clip::Kind::norm;
-  const Vec<C> most = broadcast(static_cast<C>(clip.limit));
   for (int i = 0; i < tile.rows; ++i) {
     C* carry = tile.carry + i * tile.carry_row;
     const S* drive = tile.drive ? tile.drive + i * tile.drive_row : nullptr;
@@ -135,15 +151,10 @@ void clipped_epilogue(const Tile<S, C>& tile, const Clip& clip) {
     for (int j = 0; drive && j < tile.columns; j += L) {
       store_aligned(carry + j, load<S, C>(drive + j, lanes_at(j)) + load_aligned(carry + j));
     }
-    Vec<C> scale = broadcast(C{1});
-    if (by_norm) {
-      const double share = clip.limit / norm(carry, tile.columns);
-      scale = broadcast(static_cast<C>(share > 1 ? 1 : share));  // false for NaN, which passes
-    }
+    clip_row(clip, carry, tile.columns);
     for (int j = 0; j < tile.columns; j += L) {
-      Vec<C> x = load_aligned(carry + j) * scale;
-      if (!by_norm) x = x > most ? most : x < -most ? -most : x;
-      x = times_slope<C, phi>(load<S, C>(factor + j, lanes_at(j)), x);
+      const Vec<C> x =
+          times_slope<C, phi>(load<S, C>(factor + j, lanes_at(j)), load_aligned(carry + j));
       store_aligned(carry + j, x);
       store<S, C>(out + j, lanes_at(j), x);
     }
@@ -179,13 +190,90 @@ template <class S, class C>
 struct LeakyTile : Tile<S, C> {
   const S* keep;
   const S* gain;
+  const bool* held;
   S* rate;
   S* total;  // BPTT: where y goes, with out's stride; null: nowhere
-  int64_t keep_row, gain_row, rate_row;
+  int64_t keep_row, gain_row, held_row, rate_row;
   C* memory;  // with the carry's stride
 };
 
-template <class S, class C, Primitive primitive, bool adjoint, Phi phi>
+// k and a of n units.
+template <class C>
+struct Leak {
+  Vec<C> keep, gain;
+};
+
+template <class S, class C, Primitive primitive, bool held>
+inline Leak<C> leak_at(const LeakyTile<S, C>& tile, int row, int column, int n) {
+  if constexpr (held) {
+    const Vec<C> keep = load_flags<C>(tile.held + row * tile.held_row + column, n);
+    return {keep, broadcast(C{1}) - keep};
+  }
+  Leak<C> leak{load<S, C>(tile.keep + row * tile.keep_row + column, n), Vec<C>{}};
+  if constexpr (primitive == Primitive::leaky_rate) {
+    leak.gain = load<S, C>(tile.gain + row * tile.gain_row + column, n);
+  }
+  return leak;
+}
+
+// Of BPTT, r and the cotangent c of it.
+template <class C>
+struct Rate {
+  Vec<C> r, c;
+};
+
+template <class S, class C>
+inline Rate<C> rate_at(const LeakyTile<S, C>& tile, int row, int column, int n) {
+  return {load<S, C>(tile.factor + row * tile.factor_row + column, n),
+          tile.rate ? load<S, C>(tile.rate + row * tile.rate_row + column, n) : Vec<C>{}};
+}
+
+// The cotangent of the state, from what the steps after this one hand back.
+template <class C, Primitive primitive, Phi phi>
+inline Vec<C> state_cotangent(const Rate<C>& rate, Vec<C> past, Vec<C> drive, Vec<C> sum) {
+  if constexpr (primitive == Primitive::leaky_rate) return past + drive + sum;
+  return past + drive + times_slope<C, phi>(rate.r, sum + rate.c);
+}
+
+// And that of what W h or W r is added to.
+template <class C, Primitive primitive, Phi phi>
+inline Vec<C> sum_cotangent(const Rate<C>& rate, const Leak<C>& leak, Vec<C> x) {
+  if constexpr (primitive == Primitive::leaky_rate) {
+    return times_slope<C, phi>(rate.r, fma(leak.gain, x, rate.c));
+  }
+  return x;
+}
+
+// As clipped_epilogue; until its row is clipped, the cotangent of the state is in the memory.
+template <class S, class C, Primitive primitive, bool held, Phi phi>
+void clipped_leaky_epilogue(const LeakyTile<S, C>& tile, const Clip& clip) {
+  constexpr int L = kLanes<C>;
+  for (int i = 0; i < tile.rows; ++i) {
+    C* carry = tile.carry + i * tile.carry_row;
+    C* memory = tile.memory + i * tile.carry_row;
+    for (int j = 0; j < tile.columns; j += L) {
+      const int n = std::min(L, tile.columns - j);
+      const Vec<C> drive =
+          tile.drive ? load<S, C>(tile.drive + i * tile.drive_row + j, n) : Vec<C>{};
+      store_aligned(memory + j, state_cotangent<C, primitive, phi>(rate_at(tile, i, j, n),
+                                                                   load_aligned(memory + j), drive,
+                                                                   load_aligned(carry + j)));
+    }
+    clip_row(clip, memory, tile.columns);
+    for (int j = 0; j < tile.columns; j += L) {
+      const int n = std::min(L, tile.columns - j);
+      const Leak<C> leak = leak_at<S, C, primitive, held>(tile, i, j, n);
+      const Vec<C> x = load_aligned(memory + j);
+      const Vec<C> q = sum_cotangent<C, primitive, phi>(rate_at(tile, i, j, n), leak, x);
+      if (tile.total) store<S, C>(tile.total + i * tile.out_row + j, n, x);
+      store<S, C>(tile.out + i * tile.out_row + j, n, q);
+      store_aligned(carry + j, q);
+      store_aligned(memory + j, leak.keep * x);
+    }
+  }
+}
+
+template <class S, class C, Primitive primitive, bool adjoint, bool held, Phi phi>
 void leaky_epilogue(const LeakyTile<S, C>& tile) {
   constexpr int L = kLanes<C>;
   for (int i = 0; i < tile.rows; ++i) {
@@ -196,21 +284,17 @@ void leaky_epilogue(const LeakyTile<S, C>& tile) {
       const auto read = [&](const S* p, int64_t row) { return load<S, C>(p + i * row + j, n); };
       const Vec<C> sum = load_aligned(carry + j), past = load_aligned(memory + j);
       const Vec<C> drive = tile.drive ? read(tile.drive, tile.drive_row) : Vec<C>{};
-      const Vec<C> keep = read(tile.keep, tile.keep_row);
+      const Leak<C> leak = leak_at<S, C, primitive, held>(tile, i, j, n);
+      const Vec<C> keep = leak.keep;
       Vec<C> x, rate, operand;
       if constexpr (adjoint && phi != Phi::given) {
-        const Vec<C> r = read(tile.factor, tile.factor_row);
-        const Vec<C> c = tile.rate ? read(tile.rate, tile.rate_row) : Vec<C>{};
-        if constexpr (primitive == Primitive::leaky_rate) {
-          x = past + drive + sum;
-          operand = times_slope<C, phi>(r, fma(read(tile.gain, tile.gain_row), x, c));
-        } else {
-          operand = x = past + drive + times_slope<C, phi>(r, sum + c);
-        }
+        const Rate<C> of_rate = rate_at(tile, i, j, n);
+        x = state_cotangent<C, primitive, phi>(of_rate, past, drive, sum);
+        operand = sum_cotangent<C, primitive, phi>(of_rate, leak, x);
         if (tile.total) store<S, C>(tile.total + i * tile.out_row + j, n, x);
       } else if constexpr (primitive == Primitive::leaky_rate) {
         rate = activate<C, phi>(drive + sum);
-        x = fma(keep, past, read(tile.gain, tile.gain_row) * rate);
+        x = fma(keep, past, leak.gain * rate);
         operand = x;
       } else if constexpr (primitive == Primitive::leaky_voltage) {
         x = fma(keep, past, drive + sum);
@@ -240,22 +324,41 @@ using LeakyEpilogue = void (*)(const LeakyTile<S, C>&);
 template <class S, class C>
 LeakyEpilogue<S, C> leaky_epilogue_of(const Problem& p) {
   using enum Primitive;
+  if (p.clip.kind != Clip::Kind::none) return [](const LeakyTile<S, C>&) {};
   if (p.primitive == outer) {
-    return p.adjoint ? &leaky_epilogue<S, C, outer, true, Phi::given>
-                     : &leaky_epilogue<S, C, outer, false, Phi::given>;
+    return p.adjoint ? &leaky_epilogue<S, C, outer, true, false, Phi::given>
+                     : &leaky_epilogue<S, C, outer, false, false, Phi::given>;
   }
   if (p.primitive == inner) {
-    return p.adjoint ? &leaky_epilogue<S, C, inner, true, Phi::given>
-                     : &leaky_epilogue<S, C, inner, false, Phi::given>;
+    return p.adjoint ? &leaky_epilogue<S, C, inner, true, false, Phi::given>
+                     : &leaky_epilogue<S, C, inner, false, false, Phi::given>;
   }
   return with_phi(p.phi, [&](auto code) -> LeakyEpilogue<S, C> {
     constexpr Phi phi = decltype(code)::value;
-    if (p.primitive == leaky_rate) {
-      return p.adjoint ? &leaky_epilogue<S, C, leaky_rate, true, phi>
-                       : &leaky_epilogue<S, C, leaky_rate, false, phi>;
+    if (p.held.data) {
+      return p.adjoint ? &leaky_epilogue<S, C, leaky_rate, true, true, phi>
+                       : &leaky_epilogue<S, C, leaky_rate, false, true, phi>;
     }
-    return p.adjoint ? &leaky_epilogue<S, C, leaky_voltage, true, phi>
-                     : &leaky_epilogue<S, C, leaky_voltage, false, phi>;
+    if (p.primitive == leaky_rate) {
+      return p.adjoint ? &leaky_epilogue<S, C, leaky_rate, true, false, phi>
+                       : &leaky_epilogue<S, C, leaky_rate, false, false, phi>;
+    }
+    return p.adjoint ? &leaky_epilogue<S, C, leaky_voltage, true, false, phi>
+                     : &leaky_epilogue<S, C, leaky_voltage, false, false, phi>;
+  });
+}
+
+template <class S, class C>
+using ClippedLeakyEpilogue = void (*)(const LeakyTile<S, C>&, const Clip&);
+
+template <class S, class C>
+ClippedLeakyEpilogue<S, C> clipped_leaky_epilogue_of(const Problem& p) {
+  using enum Primitive;
+  if (p.clip.kind == Clip::Kind::none) return nullptr;
+  return with_phi(p.phi, [&](auto code) -> ClippedLeakyEpilogue<S, C> {
+    constexpr Phi phi = decltype(code)::value;
+    return p.primitive == leaky_rate ? &clipped_leaky_epilogue<S, C, leaky_rate, false, phi>
+                                     : &clipped_leaky_epilogue<S, C, leaky_voltage, false, phi>;
   });
 }
 
@@ -279,6 +382,7 @@ class Walk {
         stride_(space.carry_stride) {
     if constexpr (leaky) {
       epilogue_ = leaky_epilogue_of<S, C>(p);
+      clipped_ = clipped_leaky_epilogue_of<S, C>(p);
     } else {
       epilogue_ = epilogue_of<S, C>(p);
       clipped_ = clipped_epilogue_of<S, C>(p);
@@ -294,10 +398,6 @@ class Walk {
   // `barrier` is met by the `size` threads that share the rows.
   void advance(int64_t count, void* out, void* total, int64_t first_row, Barrier& barrier,
                int32_t size) {
-    if (next_ == 0 && p_.replaced.data) {
-      clear(p_.replaced);
-      clear(p_.replaced_product);
-    }
     if (p_.T == 0) {
       begin(buffer(0), 0, p_.B);
       if (leaky) return finish_leaky(0, 0, p_.B);
@@ -370,18 +470,22 @@ class Walk {
     const int64_t end = std::min(rows_at(p_, t), slice_.row_end);
     for (int64_t b = slice_.row_begin; b < end; ++b) {
       const bool replaced = cut_at(p_, slice_.group, t, b);
-      if (leaky && replaced && p_.replaced.data) {
-        add_row(p_.replaced, memory(), b);
-        add_row(p_.replaced_product, carry, b);
-      }
+      if (replaced) add_replaced(carry, b);
       if (replaced || all) fill(carry, b, b + 1, replaced ? p_.cuts.replacement : State{});
     }
   }
 
-  // What h_0 was cut off from has no share in its cotangent.
-  void cut_last(int64_t to) const {
+  // What row b hands back goes to the state that a cut put in its place.
+  void add_replaced(const C* carry, int64_t b) const {
+    if (p_.replaced_product.data) add_row(p_.replaced_product, carry, b);
+    if (leaky && p_.replaced.data) add_row(p_.replaced, memory(), b);
+  }
+
+  // What h_0 was cut off from has no share in its cotangent; `carry` is what the product was of.
+  void cut_last(const C* carry, int64_t to) const {
     for (int64_t b = slice_.row_begin; b < std::min(to, slice_.row_end); ++b) {
       if (!cut_at(p_, slice_.group, 0, b)) continue;
+      add_replaced(carry, b);
       S* last = static_cast<S*>(p_.last.data) + slice_.group * p_.last.group + b * p_.last.row;
       for_each_vector(b, b + 1, [&](int64_t, int64_t column, int n) {
         store<S, C>(last + column, n, Vec<C>{});
@@ -397,18 +501,10 @@ class Walk {
     });
   }
 
-  void clear(const State& state) const {
-    for_each_vector(0, p_.B, [&](int64_t b, int64_t column, int n) {
-      const int64_t at = slice_.group * state.group + b * state.row + column;
-      store<S, C>(static_cast<S*>(state.data) + at, n, Vec<C>{});
-    });
-  }
-
-  void add_row(const State& sums, const C* carry, int64_t row) const {
-    for_each_vector(row, row + 1, [&](int64_t b, int64_t column, int n) {
-      S* sum = static_cast<S*>(sums.data) + slice_.group * sums.group + b * sums.row + column;
-      store<S, C>(sum, n, load<S, C>(sum, n) + load_aligned(carry + b * stride_ + column));
-    });
+  // In double: a row may be cut at every step.
+  void add_row(const State& sums, const C* carry, int64_t b) const {
+    double* sum = static_cast<double*>(sums.data) + slice_.group * sums.group + b * sums.row;
+    for (int64_t n = column_begin(); n < column_end(); ++n) sum[n] += carry[b * stride_ + n];
   }
 
   template <class F>
@@ -434,7 +530,7 @@ class Walk {
                      [&](int64_t b, int rows) { multiply(i, vector, width, b, rows); });
     });
     store_state(p_.last, buffer(i + 1), from, to);
-    if (p_.cuts.mask && backwards()) cut_last(to);
+    if (p_.cuts.mask && backwards()) cut_last(buffer(i), to);
   }
 
   // With a leak no product more is taken: what BPTT hands to the states before its first steps is
@@ -474,13 +570,11 @@ class Walk {
       for_each_panel(
           i, [&](int64_t vector, int width) { epilogue_(tile_at(i, t, vector, width, b, block)); });
     });
-    if constexpr (!leaky) {
-      if (!clipped_) return;
-      const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
-      for_each_block(widest_, first, end, [&](int64_t b, int block) {
-        clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, block), p_.clip);
-      });
-    }
+    if (!clipped_) return;
+    const int vectors = static_cast<int>(slice_.vector_end - slice_.vector_begin);
+    for_each_block(widest_, first, end, [&](int64_t b, int block) {
+      clipped_(tile_at(i, t, slice_.vector_begin, vectors, b, block), p_.clip);
+    });
   }
 
   // What the next step reads from memory that nothing has touched lately: its rows of drive and
@@ -559,10 +653,14 @@ class Walk {
     if constexpr (leaky) {
       tile.keep = at(p_.keep, t, b, column);
       tile.gain = at(p_.gain, t, b, column);
+      tile.held = p_.held.data
+                      ? static_cast<const bool*>(p_.held.data) + offset(p_.held, t, b, column)
+                      : nullptr;
       tile.rate = at(p_.rate, t, b, column);
       tile.total = total_ ? total_ + offset(p_.out, t, b, column) : nullptr;
       tile.keep_row = p_.keep.row;
       tile.gain_row = p_.gain.row;
+      tile.held_row = p_.held.row;
       tile.rate_row = p_.rate.row;
       tile.memory = memory() + b * stride_ + column;
     }
@@ -582,7 +680,8 @@ class Walk {
   const Slice slice_;
   const int64_t stride_;
   std::conditional_t<leaky, LeakyEpilogue<S, C>, Epilogue<S, C>> epilogue_;
-  ClippedEpilogue<S, C> clipped_ = nullptr;  // null: not clipped
+  // Null: not clipped.
+  std::conditional_t<leaky, ClippedLeakyEpilogue<S, C>, ClippedEpilogue<S, C>> clipped_;
   const C* weights_;
   C* carry_;
   int64_t next_ = 0;     // the step that comes next, in the order of the walk
