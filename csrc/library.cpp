@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // to 5 factor is h and d the slope of that nonlinearity. No v or s0 stands for zero. An
   // adjoint has no reset_state. window: nothing is carried over its multiples in time either; 0
   // none. clip, of an adjoint: v_t + r_t is held within clip_limit before d_t multiplies
-  // it: 1 each number, 2 the norm of each row, on the CPU alone; 0 none.
+  // it: 1 each number, 2 the norm of each row; 0 none.
   m.def(
       "linear_recurrence(Tensor factor, Tensor? v, Tensor weight, Tensor? s0, "
       "Tensor? batch_sizes, int reverse_groups, int derivative, bool adjoint, "
@@ -120,7 +120,8 @@ STABLE_TORCH_LIBRARY(fused_bptt, m) {
   // products: a dtype, `float32 tf32` (TF32 where it is quicker), or one kind (fp64, fp32, tf32x3,
   // tf32, bf16, fp16).
   // device_limits: one of named_limits(), or what cuda_limits(device) gives. step: plain,
-  // leaky (leaky_recurrence and leaky_linear) or clipped (clip 1 of linear_recurrence).
+  // leaky (leaky_recurrence and leaky_linear), clipped or norm-clipped (clip 1 or 2 of
+  // linear_recurrence).
   m.def(
       "explain_plan(int B, int G, int H, str products, str device_limits, str step='plain') -> "
       "str");

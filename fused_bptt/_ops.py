@@ -133,7 +133,7 @@ def linear_recurrence(
         window: zero takes the place of the state at the multiples of it in time, too; 0 for none.
         clip: of the adjoint: v_t + r_t is clipped before d_t multiplies it, each number
             to [-limit, limit] (``CLIP_VALUE``), or each row by limit / |v_t + r_t| where that is
-            less than 1 (``CLIP_NORM``, on the CPU alone).
+            less than 1 (``CLIP_NORM``).
 
     float32 on CUDA: products are as :func:`float32_products` says.
 
@@ -944,8 +944,9 @@ def explain_plan(
             ``"bfloat16"``, ``"float16"``; or one way to multiply: ``"fp64"``, ``"fp32"``,
             ``"tf32x3"``, ``"tf32"``, ``"bf16"``, ``"fp16"``.
         device_limits: one of :func:`named_limits`, or what :func:`cuda_limits` returns.
-        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"``, of
-            an adjoint with ``CLIP_VALUE``; else ``"plain"``, the default.
+        step: ``"leaky"``, of :func:`leaky_recurrence` and :func:`leaky_linear`; ``"clipped"`` or
+            ``"norm-clipped"``, of an adjoint with ``CLIP_VALUE`` or ``CLIP_NORM``; else
+            ``"plain"``, the default.
 
     Returns:
         A line for the limits, one for the plan that is chosen (none if nothing can be), and one for

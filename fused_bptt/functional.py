@@ -140,8 +140,7 @@ def rnn(
             |a_t|), or each number to [-c, c]. For each layer and direction; what is carried on to
             ``hx`` is not clipped. Such gradients have no second derivative; forward mode (of which
             a gradient is clipped along the states alone) and the forward pass are not touched.
-            Norms on the CPU alone; not together with ``recurrent_dropout`` and ``zoneout``.
-            Default None.
+            Not together with ``recurrent_dropout`` and ``zoneout``. Default None.
         lengths: integers [B], the steps of each row of a padded batch, in any order and also 0; on
             the device of input. What is past a row's end is not read, its output and its gradient
             are zero; h_n holds each row's own last state. In eager mode on the CPU the rows are
@@ -214,7 +213,7 @@ def rnn(
     clip = None
     if clip_state_grad is not None:
         data = input.data if isinstance(input, PackedSequence) else input
-        clip = _check_clip(clip_state_grad, data.device, noise)
+        clip = _check_clip(clip_state_grad, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
     if reset_state is not None and reset is None:
@@ -500,9 +499,7 @@ def _check_options(
     return _NONLINEARITIES[nonlinearity]
 
 
-def _check_clip(
-    given: tuple[str, float], device: torch.device, noise: StateNoise | None
-) -> _ops.Clip:
+def _check_clip(given: tuple[str, float], noise: StateNoise | None) -> _ops.Clip:
     """The operators' code and limit."""
     kind, limit = given if isinstance(given, (tuple, list)) and len(given) == 2 else (None, None)
     numeric = isinstance(limit, (int, float)) and not isinstance(limit, bool)
@@ -514,11 +511,6 @@ def _check_clip(
         raise ValueError(f"clip_state_grad: expected a finite limit above 0, got {limit}")
     if noise is not None:
         raise ValueError("clip_state_grad: expected no recurrent_dropout and no zoneout, got one")
-    if kind == "norm" and device.type != "cpu":
-        raise ValueError(
-            f"clip_state_grad: expected input on the CPU, got it on {device} (there only ('value', "
-            "limit) is clipped)"
-        )
     return _CLIPS[kind], float(limit)
 
 

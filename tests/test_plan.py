@@ -25,7 +25,7 @@ from benchmarks.gpu import predict  # noqa: E402
 
 DEVICES = _ops.named_limits()
 MATHS = {"fp64": 8, "fp32": 4, "tf32x3": 4, "tf32": 4, "bf16": 2, "fp16": 2}
-STEPS = ("plain", "leaky", "clipped")
+STEPS = ("plain", "leaky", "clipped", "norm-clipped")
 TENSOR_CORES = {"tf32x3", "tf32", "bf16", "fp16"}
 # From the architecture papers: SMs, KiB of shared memory of a CTA, clusters or not.
 KNOWN = {
@@ -247,10 +247,10 @@ def test_reasons() -> None:
     assert why["cta", "shared"].startswith("shared memory of a CTA is 227 KiB, ")
 
 
-@pytest.mark.parametrize("step", ["leaky", "clipped"])
+@pytest.mark.parametrize("step", ["leaky", "clipped", "norm-clipped"])
 @pytest.mark.parametrize("products", MATHS)
 def test_steps_that_are_not_plain(products: str, step: str) -> None:
-    """A launch for each, which has room for what units with a leak keep; the rest is refused."""
+    """A launch for each, or two, with room for what units keep or sum up; the rest is refused."""
     for B, H in SHAPES:
         for G in (1, 2):
             limits, best, *weighed = explain(B, G, H, products, "h200", step)
@@ -265,12 +265,14 @@ def test_steps_that_are_not_plain(products: str, step: str) -> None:
                     assert row["verdict"] == "priced"
                     assert_fits(row, B, G, H, limits)
                     more = row["step_us"] > plain["launches"]["step_us"]
-                    assert more == (step == "leaky")
+                    assert more == (step != "clipped")
+                    launches = 2 if step == "norm-clipped" else 1
+                    assert float(row["step_us"]) > 2 * launches
                 else:
                     assert row["why"] == f"of a {step} step only a launch for each is compiled"
             rows = best["teams"] * best["batch_tile"]
             kept = rows * best["ctas"] * best["units"] * (8 if products == "fp64" else 4)
-            kept = kept if step == "leaky" else 0
+            kept = kept if step != "clipped" else 0
             carry = 2 * rows * H * MATHS[products]
             weights = G * H * H * MATHS[products]
             assert best["workspace_bytes"] >= kept + carry + weights

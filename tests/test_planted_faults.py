@@ -392,6 +392,43 @@ FAULTS = (
         "x;",
         "small_launches",
     ),
+    Fault(
+        "a row that is shorter than the limit is made as long",
+        "norm_step.cuh",
+        "share > 1 ? 1 : share",
+        "share",
+        "small_launches",
+    ),
+    Fault(
+        "half of a row's squares are left out",
+        "norm_step.cuh",
+        "half = kRowThreads / 2;",
+        "half = kRowThreads / 4;",
+        "small_launches",
+    ),
+    Fault(
+        "squares are added before they are all there",
+        "norm_step.cuh",
+        "      sync_block();\n      if (thread_index() < half)",
+        "      if (thread_index() < half)",
+        "small_launches",
+        sanitized=True,
+    ),
+    Fault(
+        "sums are stored before they are all there",
+        "norm_step.cuh",
+        "split_stride);\n  sync_block();\n",
+        "split_stride);\n",
+        "small_launches",
+        sanitized=True,
+    ),
+    Fault(
+        "a clipped row is not cut",
+        "norm_step.cuh",
+        "if (!cut) word",
+        "word",
+        "small_launches",
+    ),
     # A launch for each step with a leak.
     Fault(
         "the launch before the first step takes the place of the last",

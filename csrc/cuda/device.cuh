@@ -52,6 +52,7 @@ FUSED_BPTT_DEVICE std::byte* shared_memory() {
 
 FUSED_BPTT_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 FUSED_BPTT_DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+FUSED_BPTT_DEVICE double sqrt_of(double x) { return ::sqrt(x); }
 FUSED_BPTT_DEVICE float tanh_of(float x) { return ::tanhf(x); }
 FUSED_BPTT_DEVICE double tanh_of(double x) { return ::tanh(x); }
 FUSED_BPTT_DEVICE float exp_of(float x) { return ::expf(x); }

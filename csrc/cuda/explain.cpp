@@ -45,10 +45,10 @@ std::vector<Math> products_named(const std::string& text) {
 }
 
 Step step_named(const std::string& text) {
-  for (const Step step : {Step::plain, Step::leaky, Step::clipped}) {
+  for (const Step step : {Step::plain, Step::leaky, Step::clipped, Step::norm_clipped}) {
     if (text == name_of(step)) return step;
   }
-  throw std::runtime_error("step: expected plain, leaky or clipped, got " + text);
+  throw std::runtime_error("step: expected plain, leaky, clipped or norm-clipped, got " + text);
 }
 
 void write(std::ostream& out, const char* verdict, const Candidate& c, const Sizes& sizes,

@@ -3,6 +3,7 @@
 
 #include "instantiations.h"
 #include "leaky_step.cuh"
+#include "norm_step.cuh"
 #include "recurrence.cuh"
 
 namespace fused_bptt {
@@ -11,6 +12,8 @@ template <Step step, class Product>
 const void* special_step_of() {
   if constexpr (step == Step::leaky) {
     return reinterpret_cast<const void*>(&leaky_step_kernel<Product>);
+  } else if constexpr (step == Step::norm_clipped) {
+    return reinterpret_cast<const void*>(&sums_kernel<Product>);
   } else {
     return reinterpret_cast<const void*>(&step_kernel<Product, Primitive::linear, true>);
   }
@@ -26,6 +29,11 @@ const void* special_step_of(int32_t row_tiles) {
     default:
       return nullptr;
   }
+}
+
+template <Math math>
+const void* clip_of() {
+  return reinterpret_cast<const void*>(&clip_kernel<OpsOf<math>>);
 }
 
 }  // namespace fused_bptt

@@ -12,6 +12,7 @@ namespace fused_bptt {
 using KernelOf = const void* (*)(Primitive primitive, int32_t row_tiles);
 using StepOf = const void* (*)(int32_t row_tiles);
 using PackOf = const void* (*)(int32_t row_tiles);
+using ClipOf = const void* (*)();
 
 #define FUSED_BPTT_KERNELS(math)                            \
   const void* kernel_##math##_cta(Primitive, int32_t);      \
@@ -20,6 +21,8 @@ using PackOf = const void* (*)(int32_t row_tiles);
   const void* kernel_##math##_launches(Primitive, int32_t); \
   const void* kernel_##math##_leaky(int32_t);               \
   const void* kernel_##math##_clipped(int32_t);             \
+  const void* kernel_##math##_norm_clipped(int32_t);        \
+  const void* clip_##math();                                \
   const void* pack_##math(int32_t)
 FUSED_BPTT_KERNELS(fp64);
 FUSED_BPTT_KERNELS(fp32);
@@ -46,6 +49,12 @@ constexpr StepOf kLeaky[6] = {kernel_fp64_leaky, kernel_fp32_leaky, kernel_tf32x
 // [Math]: one step of the adjoint of the linear recurrence, clipped.
 constexpr StepOf kClipped[6] = {kernel_fp64_clipped, kernel_fp32_clipped, kernel_tf32x3_clipped,
                                 kernel_tf32_clipped, kernel_bf16_clipped, kernel_fp16_clipped};
+
+// [Math]: the two launches of such a step that is clipped by norms: its product, and all else.
+constexpr StepOf kNormClipped[6] = {kernel_fp64_norm_clipped,   kernel_fp32_norm_clipped,
+                                    kernel_tf32x3_norm_clipped, kernel_tf32_norm_clipped,
+                                    kernel_bf16_norm_clipped,   kernel_fp16_norm_clipped};
+constexpr ClipOf kClips[6] = {clip_fp64, clip_fp32, clip_tf32x3, clip_tf32, clip_bf16, clip_fp16};
 
 // [Math]: lays W out as the kernels read it.
 constexpr PackOf kPacks[6] = {pack_fp64, pack_fp32, pack_tf32x3, pack_tf32, pack_bf16, pack_fp16};

@@ -28,8 +28,8 @@ enum class Exchange : int32_t { cta, cluster, grid, launches };
 enum class Residence : int32_t { registers, shared, global };
 
 // What a step has that only a launch for each step is compiled with: nothing, a leak, or, in an
-// adjoint, numbers that are clipped.
-enum class Step : int32_t { plain, leaky, clipped };
+// adjoint, a clip by values or by the norms of rows, which takes two launches.
+enum class Step : int32_t { plain, leaky, clipped, norm_clipped };
 
 struct Plan {
   Math math;
@@ -99,6 +99,10 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t launches(const Plan& plan, const Proble
   const int64_t steps = problem.T + (problem.adjoint || plan.step == Step::leaky ? 1 : 0);
   return plan.exchange == Exchange::launches && problem.T > 0 ? steps : 1;
 }
+
+// Threads of the CTA that clips a row by its norm, which add its squares in shared memory.
+constexpr int32_t kRowThreads = 128;
+constexpr int64_t kRowSharedBytes = kRowThreads * sizeof(double);
 
 FUSED_BPTT_HOST_DEVICE constexpr int32_t warps(const Plan& plan) { return plan.threads / 32; }
 
@@ -180,7 +184,8 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t shared_bytes(const Plan& plan, int64_t 
 
 // Grid: a flag for each CTA of each team, which counts the carries whose slice it has made visible.
 // Grid and launches: the carry, twice, for each team. Always: W by fragments for each CTA of each
-// group. With a leak: what each unit of each row keeps, in the type of sums. In this order.
+// group. A number for each unit of each row, in the type of sums: with a leak what it keeps, with a
+// clip by norm its sum. In this order.
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_zero_bytes(const Plan& plan) {
   return plan.exchange == Exchange::grid ? round_up(plan.teams * plan.ctas * 8, 128) : 0;
 }
@@ -205,7 +210,8 @@ FUSED_BPTT_HOST_DEVICE constexpr int64_t memory_row(const Plan& plan) {
   return static_cast<int64_t>(plan.ctas) * plan.units;
 }
 FUSED_BPTT_HOST_DEVICE constexpr int64_t workspace_bytes(const Plan& plan, int64_t H, int64_t G) {
-  const int64_t rows = plan.step == Step::leaky ? plan.teams * plan.batch_tile : 0;
+  const bool remembers = plan.step == Step::leaky || plan.step == Step::norm_clipped;
+  const int64_t rows = remembers ? plan.teams * plan.batch_tile : 0;
   return memory_offset(plan, H, G) + rows * memory_row(plan) * sum_bytes(plan.math);
 }
 // CTAs of pack_kernel: one for each fragment of every warp of a CTA.

@@ -31,9 +31,10 @@ std::string words_of(const Plan& p) {
 
 const void* kernel_for(const Plan& p, Primitive primitive) {
   const int math = static_cast<int>(p.math);
-  const void* kernel = p.step == Step::leaky ? kLeaky[math](p.row_tiles)
-                       : p.step == Step::clipped
-                           ? kClipped[math](p.row_tiles)
+  const void* kernel = p.step == Step::leaky     ? kLeaky[math](p.row_tiles)
+                       : p.step == Step::clipped ? kClipped[math](p.row_tiles)
+                       : p.step == Step::norm_clipped
+                           ? kNormClipped[math](p.row_tiles)
                            : kKernels[math][static_cast<int>(p.exchange)](primitive, p.row_tiles);
   if (!kernel) throw std::runtime_error(words_of(p) + ": expected to be compiled in, is not");
   return kernel;
@@ -235,8 +236,12 @@ void launch(const KernelArgs& args, const DeviceLimits& limits, void* stream) {
   Launch walk(teams * p.ctas, p.threads, p.shared_bytes, stream);
   if (p.exchange == Exchange::cluster) walk.in_clusters_of(p.ctas);
   if (p.exchange == Exchange::grid) walk.all_at_once();
+  const bool by_norm = p.step == Step::norm_clipped;
+  const void* clip = by_norm ? kClips[static_cast<int>(p.math)]() : nullptr;
+  const Launch rows(by_norm ? p.teams * p.batch_tile : 0, kRowThreads, kRowSharedBytes, stream);
   for (copy.step = 0; copy.step < launches(p, problem); ++copy.step) {
     check(cudaLaunchKernelExC(&walk.config, kernel, parameters), words_of(p));
+    if (clip) check(cudaLaunchKernelExC(&rows.config, clip, parameters), words_of(p));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <set>
 #include <sstream>
@@ -31,6 +32,7 @@ constexpr double kGridBytes = 48;         // a cycle, the same lines read by eve
 constexpr double kGridPass = 150;         // a further part of the carry: barrier, L2 latency
 constexpr double kL2Share = 0.7;          // of the L2 cache that W may take
 constexpr double kLaunchNs = 2000;        // from a launch to the one that follows it
+constexpr double kThreadsOfSm = 2048;     // at once
 
 constexpr double kSend = 4;  // cycles between two st.async of a warp
 
@@ -112,6 +114,14 @@ double exchange_cycles(const Plan& p, int64_t H) {
   return kGridExchange + carry / kGridBytes + (passes - 1) * kGridPass;
 }
 
+// The second launch of a step that is clipped by norms: a CTA for each row, which passes over it
+// twice.
+double clip_ns(const Plan& p, int64_t H, const DeviceLimits& limits) {
+  const double threads = static_cast<double>(p.teams) * p.batch_tile * kRowThreads;
+  const double waves = std::ceil(threads / (limits.sms * kThreadsOfSm));
+  return waves * (kStep + 2 * divide_up(H, kRowThreads) * kElement) / limits.clock_ghz;
+}
+
 double step_us(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
   const double outputs = divide_up(static_cast<int64_t>(p.batch_tile) * p.units, p.threads);
   const double cycles = std::max({product_cycles(p, s.H, rates_of(limits.capability)),
@@ -119,7 +129,8 @@ double step_us(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
                         kStep + outputs * (p.step == Step::leaky ? kLeakyElement : kElement) +
                         exchange_cycles(p, s.H);
   const double launch = p.exchange == Exchange::launches ? kLaunchNs : 0;
-  return (waves(p, limits) * cycles / limits.clock_ghz + launch) / 1000;
+  const double clip = p.step == Step::norm_clipped ? kLaunchNs + clip_ns(p, s.H, limits) : 0;
+  return (waves(p, limits) * cycles / limits.clock_ghz + launch + clip) / 1000;
 }
 
 // ------------------------------------------------------------------------------- the candidates
@@ -185,7 +196,14 @@ Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
 
 Step step_of(const Problem& problem) {
   if (has_leak(problem)) return Step::leaky;
-  return problem.clip.kind == Clip::Kind::value ? Step::clipped : Step::plain;
+  switch (problem.clip.kind) {
+    case Clip::Kind::value:
+      return Step::clipped;
+    case Clip::Kind::norm:
+      return Step::norm_clipped;
+    default:
+      return Step::plain;
+  }
 }
 
 std::vector<Math> products_for(Type type, Float32 float32) {
@@ -310,7 +328,7 @@ const char* name_of(Residence residence) {
 }
 
 const char* name_of(Step step) {
-  constexpr const char* names[] = {"plain", "leaky", "clipped"};
+  constexpr const char* names[] = {"plain", "leaky", "clipped", "norm-clipped"};
   return names[static_cast<int>(step)];
 }
 

@@ -83,7 +83,6 @@ std::tuple<Tensor, Tensor> linear_recurrence(const Tensor& factor, const std::op
                                              const std::optional<Tensor>& reset,
                                              const std::optional<Tensor>& reset_state,
                                              int64_t window, int64_t clip, double clip_limit) {
-  check(clip == 0 || clip == 1, "clip: expected 0 (none) or 1 (value) on CUDA, got ", clip);
   const Bridged bridged =
       bridge_linear_recurrence(factor, v, weight, s0, batch_sizes, reverse_groups, derivative,
                                adjoint, reset, reset_state, window, clip, clip_limit);

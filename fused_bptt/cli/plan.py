@@ -21,7 +21,7 @@ _MATHS = {
     "bfloat16": ("bf16",),
     "float16": ("fp16",),
 }
-_STEPS = ("plain", "leaky", "clipped")
+_STEPS = ("plain", "leaky", "clipped", "norm-clipped")
 _EXCHANGES = {
     "cta": "one CTA, no exchange",
     "cluster": "a cluster of {ctas} CTAs, which push through distributed shared memory",
@@ -66,8 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--step",
         choices=_STEPS,
-        help="leaky: LeakyRNN, zoneout, recurrent_dropout; clipped: the backward walk of "
-        "clip_state_grad by value (default: plain)",
+        help="leaky: LeakyRNN, zoneout, recurrent_dropout; clipped, norm-clipped: the "
+        "backward walk of clip_state_grad, by value or by norm (default: plain)",
     )
 
 
@@ -125,7 +125,7 @@ def lines(options: argparse.Namespace) -> list[str]:
     found += (
         ["plan              none: every way is refused"]
         if chosen is None
-        else _plan(chosen, T, int(device["sms"]))
+        else _plan(chosen, T, int(device["sms"]), step)
     )
     found += ["", f"{'weighed':<18}{'exchange':<10}{'W':<11}µs a step"]
     for row in rows:
@@ -136,14 +136,15 @@ def lines(options: argparse.Namespace) -> list[str]:
     return found
 
 
-def _plan(row: dict[str, str], T: int, sms: int) -> list[str]:
+def _plan(row: dict[str, str], T: int, sms: int, kind: str) -> list[str]:
     teams, resident = int(row["teams"]), int(row["resident"])
     launches = row["exchange"] == "launches"
     waves = math.ceil(teams * int(row["ctas"]) / sms if launches else teams / resident)
     at_once = "all at once" if waves == 1 else f"in {waves} waves"
     step = float(row["step_us"])
     return [
-        f"plan              {row['math']}; {_EXCHANGES[row['exchange']].format(**row)}",
+        f"plan              {row['math']}; {_EXCHANGES[row['exchange']].format(**row)}"
+        + ("; and one that clips, of a CTA for each row" if kind == "norm-clipped" else ""),
         f"  W               {_STREAMED if launches else _RESIDENCES[row['residence']]}",
         f"  batch           {teams} x {row['batch_tile']} rows, {at_once}"
         + ("" if launches else f" (the device has room for {resident})"),

@@ -328,6 +328,7 @@ inline std::byte* shared_memory() { return emulation::self->block->shared; }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
+inline double sqrt_of(double x) { return std::sqrt(x); }
 inline float tanh_of(float x) { return std::tanh(x); }
 inline double tanh_of(double x) { return std::tanh(x); }
 inline float exp_of(float x) { return std::exp(x); }

@@ -74,6 +74,18 @@ std::vector<double> product(const Problem& p, int64_t g, const std::vector<doubl
   return sums;
 }
 
+// What BPTT clips: the cotangent of a row's state.
+inline void hold(const Clip& clip, std::vector<double>& row) {
+  double squares = 0;
+  for (const double x : row) squares += x * x;
+  const double share = clip.limit / std::sqrt(squares);
+  for (double& x : row) {
+    if (clip.kind == Clip::Kind::norm) x *= share > 1 ? 1 : share;
+    if (clip.kind == Clip::Kind::value && !std::isnan(x))
+      x = std::clamp(x, -clip.limit, clip.limit);
+  }
+}
+
 // The two primitives without a leak, one row at a time.
 template <class Storage>
 void reference(const Problem& p, std::vector<double>& out, std::vector<double>& last) {
@@ -109,10 +121,11 @@ void reference(const Problem& p, std::vector<double>& out, std::vector<double>& 
         }
         begun = true;
         for (int64_t n = 0; n < p.H; ++n) {
-          double x = number<Storage>(p, p.drive, t, b, g, n) + sum[static_cast<size_t>(n)];
-          if (p.clip.kind == Clip::Kind::value && !std::isnan(x)) {
-            x = std::clamp(x, -p.clip.limit, p.clip.limit);
-          }
+          sum[static_cast<size_t>(n)] += number<Storage>(p, p.drive, t, b, g, n);
+        }
+        hold(p.clip, sum);
+        for (int64_t n = 0; n < p.H; ++n) {
+          const double x = sum[static_cast<size_t>(n)];
           const double f = number<Storage>(p, p.factor, t, b, g, n);
           double& s = state[static_cast<size_t>(n)];
           s = p.primitive == Primitive::recurrence ? activation(p.phi, x) : slope(p.phi, f) * x;

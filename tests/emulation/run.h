@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda/leaky_step.cuh"
+#include "cuda/norm_step.cuh"
 #include "equations.h"
 #include "leaky_reference.h"
 
@@ -47,7 +48,8 @@ struct Options {
   bool reset = false;       // a mask, of each group its own; boundary 0 too
   bool replacement = false;
   int64_t window = 0;
-  double clip = 0;  // launches, linear, adjoint: the largest number
+  double clip = 0;       // launches, linear, adjoint: the largest number, or
+  bool by_norm = false;  // the largest norm of a row
 };
 
 // `fragments` of a launch is 0: it keeps nothing of W.
@@ -149,6 +151,8 @@ void solve(KernelArgs args, int64_t resident_teams) {
     const auto kernel = [&] {
       if constexpr (leaks(primitive)) {
         leaky_step_kernel<Streamed>(args);
+      } else if (plan.step == Step::norm_clipped) {
+        sums_kernel<Streamed>(args);
       } else if (plan.step == Step::clipped) {
         step_kernel<Streamed, Primitive::linear, true>(args);
       } else {
@@ -158,6 +162,12 @@ void solve(KernelArgs args, int64_t resident_teams) {
     const int64_t ctas = plan.teams * plan.ctas;
     for (args.step = 0; args.step < launches(plan, p); ++args.step) {
       run_together(kernel, 0, ctas, ctas, plan.threads, 1, plan.shared_bytes);
+      if (plan.step != Step::norm_clipped) continue;
+      const int64_t rows = plan.teams * plan.batch_tile;
+      for (int64_t row = 0; row < rows; ++row) {
+        run_together([&] { clip_kernel<OpsOf<math>>(args); }, row, 1, rows, kRowThreads, 1,
+                     kRowSharedBytes);
+      }
     }
   } else {
     const auto kernel = [&] { recurrence_kernel<Packed, Exchange, primitive>(args); };
@@ -179,7 +189,10 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   using Storage = typename OpsOf<math>::Storage;
   std::mt19937 generator(7);
   KernelArgs args{};
-  const Step step = leaks(primitive) ? Step::leaky : options.clip > 0 ? Step::clipped : Step::plain;
+  const Step step = leaks(primitive)   ? Step::leaky
+                    : options.by_norm  ? Step::norm_clipped
+                    : options.clip > 0 ? Step::clipped
+                                       : Step::plain;
   args.plan = plan_of(math, cut, shape, kRowTiles, kFragments, step);
   Problem& p = args.problem;
   p.primitive = primitive;
@@ -230,7 +243,9 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   if (options.reset) p.cuts = {mask.get(), packed ? 0 : p.B * p.G, p.G, 1, {}, 0};
   if (options.replacement) p.cuts.replacement = {replacement.data(), p.B * p.H, p.H};
   p.cuts.window = options.window;
-  if (options.clip > 0) p.clip = {Clip::Kind::value, options.clip};
+  if (options.clip > 0) {
+    p.clip = {options.by_norm ? Clip::Kind::norm : Clip::Kind::value, options.clip};
+  }
   // The recurrence writes h over u.
   p.out = sequence(primitive == Primitive::recurrence ? drive : out, false);
   if (!leaks(primitive)) p.last = {last.data(), p.B * p.H, p.H};
@@ -395,11 +410,16 @@ void run_leaky(const std::string& name, const Cut& cut, const Shape& shape) {
   }
 }
 
+// By values and by norms.
 template <Math math, int kRowTiles>
 void run_clipped(const std::string& name, const Cut& cut, const Shape& shape) {
-  for (const auto& [words, options] : kClippedAdjoint) {
+  for (auto [words, options] : kClippedAdjoint) {
     run<math, kRowTiles, 0, ExchangeLaunches, Primitive::linear>(name + " clipped[" + words + "]",
                                                                  cut, shape, options);
+    options.by_norm = true;
+    options.clip = options.clip * std::sqrt(shape.H / 2.0);  // some of the rows reach it
+    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::linear>(
+        name + " clipped by norm[" + words + "]", cut, shape, options);
   }
 }
 
