@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .passes import _Tap
+from . import passes
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
-def tap(*arguments: Any) -> tuple[Tensor, ...]:
-    """A :class:`fused_bptt.inspection.passes._Tap`."""
-    return _Tap.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+def put_behind(*arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`fused_bptt.inspection.passes.put_behind`."""
+    return passes.put_behind(*arguments)

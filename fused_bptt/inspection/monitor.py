@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
@@ -171,7 +172,7 @@ class GradientMonitor:
         has the tap in it, and asks in every backward pass.
         """
         due = not is_compiling()
-        if not h_n.requires_grad or torch._C._are_functorch_transforms_active():
+        if not h_n.requires_grad or _are_functorch_transforms_active():
             return output, h_n
         if due and (rnn is not self._rnn() or not _ops.is_due(self._key)):
             return output, h_n

@@ -91,47 +91,81 @@ def tap(
     if not whole:
         last = f"weight_hh_l{rnn.num_layers - 1}"
         names = [last, f"{last}_reverse"] if rnn.bidirectional else [last]
-    weights = [getattr(rnn, name).detach() for name in names]
     outputs = list(output) if return_all_layers else [output]
     untouched = [] if whole else outputs[:-1]
     outputs = outputs[len(untouched) :]
 
     packed = isinstance(x, PackedSequence)
-    batched = packed or x.dim() == 3
-    sequence = _Layout(batched, rnn.batch_first and not packed)
-    state = _Layout(batched, state_batch_first)
     again = whole and not return_all_layers
-    given = Given(
-        sequence.inner(x) if again else None,
-        state.inner(hx) if again else None,
+    given = (
+        (x.data if packed else x) if again else None,
+        hx if again else None,
         x.batch_sizes if packed else None,
         x.sorted_indices if packed else None,
         lengths,
-        reset if packed else sequence.inner(reset),
-        state.inner(reset_state) if again else None,
+        reset,
+        reset_state if again else None,
     )
-    apply = _Tap.apply
-    if torch.compiler.is_compiling():
-        from . import compiled
+    behind = put_behind
+    if not due:
+        from .compiled import put_behind as behind
+    *results, h_n = behind(
+        key,
+        due,
+        bptt_window,
+        rnn.batch_first and not packed,
+        state_batch_first,
+        [each.data for each in outputs] if packed else outputs,
+        h_n,
+        given,
+        [getattr(rnn, name) for name in names],
+    )
+    if packed:
+        results = [old._replace(data=new) for old, new in zip(outputs, results, strict=True)]
+    return (*untouched, *results) if return_all_layers else results[0], h_n
 
-        apply = compiled.tap
-    results: Any = apply(  # type: ignore[no-untyped-call]
+
+def put_behind(
+    key: int,
+    due: bool,
+    window: int,
+    turned: bool,
+    states_turned: bool,
+    outputs: list[Tensor],
+    h_n: Tensor,
+    given: tuple[Tensor | None, ...],
+    weights: list[Tensor],
+) -> tuple[Tensor, ...]:
+    """:func:`tap` with the tensors alone, of packed sequences their data: what a graph holds.
+
+    Dynamo guards every step by all that it reads, and of this it reads nothing.
+
+    Args:
+        key, due, window: as :func:`tap`'s.
+        turned, states_turned: whether the batch comes first in sequences, in states.
+        outputs, h_n: what the reader sees the gradients of.
+        given: in the order of :class:`Given`.
+        weights: as in :class:`Pass`.
+    """
+    batched = h_n.dim() == 3
+    sequence, state = _Layout(batched, turned), _Layout(batched, states_turned)
+    of = Given(*given)
+    of = of._replace(
+        x=sequence.inner(of.x),
+        hx=state.inner(of.hx),
+        reset=sequence.inner(of.reset),
+        reset_state=state.inner(of.reset_state),
+    )
+    *results, h_n = _Tap.apply(  # type: ignore[no-untyped-call]
         key,
         due,
         len(outputs),
-        bptt_window,
+        window,
         *[sequence.inner(each) for each in outputs],
         state.inner(h_n),
-        *[None if each is None else each.detach() for each in given],
-        *weights,
+        *[None if each is None else each.detach() for each in (*of, *weights)],
     )
-    *results, h_n = results
-    outputs = [
-        old._replace(data=new) if packed else sequence.outer(new)
-        for old, new in zip(outputs, results, strict=True)
-    ]
-    h_n = state.outer(h_n)
-    return (*untouched, *outputs) if return_all_layers else outputs[0], h_n
+    return *[sequence.outer(each) for each in results], state.outer(h_n)
 
 
 class _Layout(NamedTuple):
@@ -142,9 +176,7 @@ class _Layout(NamedTuple):
     turned: bool
 
     def inner(self, values: Any) -> Any:
-        """As the operators have it; of a PackedSequence the data."""
-        if isinstance(values, PackedSequence):
-            return values.data
+        """As the operators have it."""
         if values is None or (self.batched and not self.turned):
             return values
         return values.transpose(0, 1) if self.batched else values.unsqueeze(1)
