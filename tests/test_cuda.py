@@ -846,8 +846,10 @@ def test_state_noise(kind: str, training: bool, monkeypatch: Any) -> None:
     """With the same masks as on the CPU."""
     drawn = StateNoise.drawn
 
-    def on_the_cpu(noise: StateNoise, probability: float, like: Tensor) -> Tensor:
-        return drawn(noise, probability, like.detach().cpu()).to(like.device)
+    def on_the_cpu(
+        noise: StateNoise, probability: float, shape: Any, device: torch.device, groups: int = 1
+    ) -> Tensor:
+        return drawn(noise, probability, shape, torch.device("cpu"), groups).to(device)
 
     monkeypatch.setattr(StateNoise, "drawn", on_the_cpu)
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_bptt
 from fused_bptt import functional
+from fused_bptt._noise import StateNoise
 
 T, B, INPUTS, H = 7, 5, 3, 6
 LENGTHS = (4, 7, 0, 1, 4)
@@ -188,10 +189,14 @@ def test_noise(kind: str, bidirectional: bool, monkeypatch: pytest.MonkeyPatch) 
     options: dict[str, Any] = {"num_layers": 2, "bidirectional": bidirectional}
     point, D, p = point_of(options), 2 if bidirectional else 1, 0.3
     generator = torch.Generator().manual_seed(6)
-    lead, name = ((T, B, D), "held") if kind == "zoneout" else ((D, B), "dropped")
-    draws = [torch.rand(*lead, H, generator=generator) for _ in range(2)]
-    masks = [(m < (p if kind == "zoneout" else 1 - p)).double() for m in draws]
-    masks = masks if kind == "zoneout" else [m / (1 - p) for m in masks]
+    draw = StateNoise(0, 0, True, generator).drawn
+    device = torch.device("cpu")
+    if kind == "zoneout":
+        name, flags = "held", [draw(p, (T, B, D * H), device, D) for _ in range(2)]
+        masks = [m.view(T, B, D, H).double() for m in flags]
+    else:
+        name, flags = "dropped", [draw(1 - p, (D, B, H), device) for _ in range(2)]
+        masks = [m.double() / (1 - p) for m in flags]
     noise: dict[str, Any] = {kind: p, "training": True}
     noise["generator"] = torch.Generator().manual_seed(6)
     ours, loop = both({**options, **noise})[0], both({**options, name: masks})[1]
