@@ -60,9 +60,8 @@ bool is_due(int64_t key) {
 
 using Maybe = std::optional<Tensor>;
 
-void observe(int64_t key, const Maybe& g, const Tensor& h, const Tensor& weight,
-             const std::optional<std::vector<Maybe>>& rest, int64_t outputs, int64_t window) {
-  if (!is_due(key)) return;
+void read(int64_t key, const Maybe& g, const Tensor& h, const Tensor& weight,
+          const std::optional<std::vector<Maybe>>& rest, int64_t outputs, int64_t window) {
   using torch::stable::detail::from;
   StableIValue stack[] = {from(key),  from(g),       from(h),     from(weight),
                           from(rest), from(outputs), from(window)};
@@ -72,6 +71,15 @@ void observe(int64_t key, const Maybe& g, const Tensor& h, const Tensor& weight,
       "GradientMonitor: a reading failed; its own error is printed before this one");
 }
 
+void observe(int64_t key, const Tensor& g, const Tensor& h, const Tensor& weight) {
+  if (is_due(key)) read(key, g, h, weight, std::nullopt, 1, 0);
+}
+
+void observe_more(int64_t key, const Maybe& g, const Tensor& h, const Tensor& weight,
+                  const std::optional<std::vector<Maybe>>& rest, int64_t outputs, int64_t window) {
+  if (is_due(key)) read(key, g, h, weight, rest, outputs, window);
+}
+
 }  // namespace
 }  // namespace fused_bptt
 
@@ -79,4 +87,5 @@ STABLE_TORCH_LIBRARY_IMPL(fused_bptt, CompositeExplicitAutograd, m) {
   m.impl("watch", TORCH_BOX(&fused_bptt::watch));
   m.impl("is_due", TORCH_BOX(&fused_bptt::is_due));
   m.impl("observe", TORCH_BOX(&fused_bptt::observe));
+  m.impl("observe_more", TORCH_BOX(&fused_bptt::observe_more));
 }

@@ -985,24 +985,26 @@ _OBSERVED = (
 )
 
 
-def _define_observe() -> Callable[..., None]:
+def _define_observe(name: str, schema: str) -> Callable[..., None]:
     """``read`` of what it is given, if :func:`is_due`; its kernel is in C++, for every device.
 
     It takes tensors of any strides. A compiler does not look inside, and neither leaves it out nor
     computes g twice: with any other tag, or none, Inductor does, once for each operator that reads
     it.
     """
-    _library.define(f"observe{_OBSERVED}", tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
-    torch.library.register_fake("fused_bptt::observe", lambda *args: None, lib=_library)
-    operator: Callable[..., None] = torch.ops.fused_bptt.observe.default
+    _library.define(name + schema, tags=(torch.Tag.flexible_layout,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"fused_bptt::{name}", lambda *args: None, lib=_library)
+    operator: Callable[..., None] = getattr(torch.ops.fused_bptt, name).default
     torch.fx.node.has_side_effect(operator)
     return operator
 
 
-observe = _define_observe()
+#: Every argument costs a compiled step some time, so what most steps ask with has no more of them.
+observe = _define_observe("observe", "(int key, Tensor g, Tensor h, Tensor weight) -> ()")
+observe_more = _define_observe("observe_more", _OBSERVED)
 
 
 def define_read(kernel: Callable[..., None]) -> None:
-    """Says what ``read`` is: a kernel in Python, of the arguments of ``observe``."""
+    """Says what ``read`` is: a kernel in Python, of the arguments of ``observe_more``."""
     _library.define(f"read{_OBSERVED}")  # type: ignore[no-untyped-call]
     _library.impl("read", kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

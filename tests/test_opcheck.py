@@ -19,7 +19,7 @@ from fused_bptt import _ops
 TEST_UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 LAYER_TYPES = (torch.float32, torch.float64)
 #: Those of a monitor, which hold no arithmetic: test_monitor.py.
-ELSEWHERE = {"observe", "read", "watch"}
+ELSEWHERE = {"observe", "observe_more", "read", "watch"}
 
 CLIP = {"clip": 1, "clip_limit": 0.5}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -78,7 +77,7 @@ def tap(
 
     Args:
         key: of the reader.
-        due: whether it reads; else :func:`fused_bptt._ops.observe` is asked in the backward pass.
+        due: whether it reads; else an operator is asked in the backward pass.
         rnn: what was called.
         x, hx, reset, reset_state, bptt_window, lengths, return_all_layers, state_batch_first: with
             what.
@@ -216,12 +215,14 @@ class _Tap(torch.autograd.Function):
         *lower_gradients, g, g_n = gradients
         *lower, h = kept[: ctx.count]
         *others, weight = kept[ctx.count :]
-        # Every argument costs a compiled step some time, and a list most.
-        rest: list[Any] | None = [*lower_gradients, *lower, g_n, *others]
-        if all(each is None for each in [*lower, g_n, *others]):
-            rest = None
-        ask: Callable[..., None] = _read if ctx.due else _ops.observe
-        ask(ctx.key, g, h, weight, rest, ctx.count, ctx.window)
+        rest = [*lower_gradients, *lower, g_n, *others]
+        more = rest, ctx.count, ctx.window
+        if ctx.due:
+            _read(ctx.key, g, h, weight, *more)
+        elif g is None or ctx.window or any(each is not None for each in rest):
+            _ops.observe_more(ctx.key, g, h, weight, *more)
+        else:
+            _ops.observe(ctx.key, g, h, weight)
         return (None, None, None, None, *gradients, *[None] * (len(kept) - ctx.count))
 
 
