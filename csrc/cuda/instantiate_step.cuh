@@ -2,18 +2,13 @@
 #pragma once
 
 #include "instantiations.h"
-#include "leaky_step.cuh"
 #include "recurrence.cuh"
 
 namespace fused_bptt {
 
 template <Step step, class Product>
 const void* special_step_of() {
-  if constexpr (step == Step::leaky) {
-    return reinterpret_cast<const void*>(&leaky_step_kernel<Product>);
-  } else {
-    return reinterpret_cast<const void*>(&step_kernel<Product, Primitive::linear, true>);
-  }
+  return reinterpret_cast<const void*>(&step_kernel<Product, Primitive::linear, true>);
 }
 
 template <Math math, Step step>

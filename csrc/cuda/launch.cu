@@ -31,8 +31,7 @@ std::string words_of(const Plan& p) {
 
 const void* kernel_for(const Plan& p, Primitive primitive) {
   const int math = static_cast<int>(p.math);
-  const void* kernel = p.step == Step::leaky ? kLeaky[math](p.row_tiles)
-                       : p.step == Step::clipped
+  const void* kernel = p.step == Step::clipped
                            ? kClipped[math](p.row_tiles)
                            : kKernels[math][static_cast<int>(p.exchange)](primitive, p.row_tiles);
   if (!kernel) throw std::runtime_error(words_of(p) + ": expected to be compiled in, is not");
