@@ -941,9 +941,24 @@ def test_leaky_opcheck() -> None:
     )
 
 
-@pytest.mark.parametrize("plan", ["cta", "cluster", "grid"])
-def test_a_plan_that_has_no_leak_is_refused_in_words(plan: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
-    x = torch.randn(3, 2, 4, device="cuda")
-    with pytest.raises(RuntimeError, match="H = 5: expected a plan for its leaky step on this"):
-        fused_bptt.LeakyRNN(4, 5, leak=0.1, device="cuda")(x)
+@each_form
+@pytest.mark.parametrize("plan", ["cta", "cluster", "grid", "launches"])
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("size", OF_EVERY_PLAN, ids=str)
+def test_leaky_every_plan(
+    size: Any, dtype: torch.dtype, plan: str, voltage: bool, monkeypatch: Any
+) -> None:
+    """Every exchange, both ways in time, with cuts and without; W where the plan puts it."""
+    for cut in ("", "reset", "window"):
+        case = Leaky(Problem(*size), SIGMOID, voltage, cut)
+        case.leaves = {name: x.to(dtype).double() for name, x in case.leaves.items()}
+        exact = leaky_on(case, taped_leaky, "cpu", torch.float64, 1)
+        monkeypatch.setenv("FUSED_BPTT_CUDA_PLAN", plan)
+        try:
+            ours = leaky_on(case, _leaky.leaky_recurrence, "cuda", dtype, 1)
+        except RuntimeError as error:
+            skip_where_refused(error, plan)
+        if dtype == torch.float64:
+            assert_close(ours, exact)
+        else:
+            assert_no_worse(ours, leaky_on(case, taped_leaky, "cuda", dtype, 1), exact)

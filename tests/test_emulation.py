@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SANITIZER = "-fsanitize=thread"
 PROGRAMS = ("cta", "cluster", "grid", "launches", "leaky")
+EXCHANGES_WITH_A_LEAK = ("leaky_cta", "leaky_cluster", "leaky_grid")
 
 
 def build(program: str, folder: Path, *flags: str, sources: Path = ROOT / "csrc") -> Path:
@@ -63,7 +64,7 @@ def assert_clean(result: subprocess.CompletedProcess[str], least_cases: int) -> 
     assert sum(line.startswith("ok ") for line in lines) >= least_cases
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
+@pytest.fixture(scope="module", params=PROGRAMS + EXCHANGES_WITH_A_LEAK)
 def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(request.param, tmp_path_factory.mktemp("emulation"))
 
@@ -72,8 +73,9 @@ def test_kernels_agree_with_the_equations(cases: Path) -> None:
     assert_clean(run(cases), least_cases=50)
 
 
-def test_clusters_agree_when_pushes_arrive_late(tmp_path: Path) -> None:
-    assert_clean(run(build("small_cluster", tmp_path), "late"), least_cases=5)
+@pytest.mark.parametrize("program", ["small_cluster", "small_leaky"])
+def test_clusters_agree_when_pushes_arrive_late(program: str, tmp_path: Path) -> None:
+    assert_clean(run(build(program, tmp_path), "late"), least_cases=5)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

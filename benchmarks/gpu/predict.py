@@ -29,30 +29,59 @@ LIMITS = {
 _LETTERS = {"registers": "r", "shared": "s", "global": "g"}
 
 
-def plan(products: str, B: int, H: int, device: str = "h200") -> dict[str, str]:
-    """The chosen plan's `name=value` words."""
-    text = _ops.explain_plan(B, 1, H, products, device)
-    chosen = next(line for line in text.splitlines() if line.startswith("chosen"))
-    return dict(re.findall(r"(\w+)=(\S+)", chosen))
+def plans(products: str, B: int, H: int, step: str = "plain") -> list[dict[str, str]]:
+    """The `name=value` words of the chosen plan, and of the others with a price."""
+    text = _ops.explain_plan(B, 1, H, products, "h200", step)
+    lines = [line for line in text.splitlines() if line.startswith(("chosen", "priced"))]
+    return [dict(re.findall(r"(\w+)=(\S+)", line)) for line in lines]
+
+
+def shown(step_us: float) -> str:
+    """Three digits."""
+    return f"{step_us:.2f}" if step_us < 9.95 else f"{step_us:.0f}"
+
+
+def where(plan: dict[str, str]) -> str:
+    """Exchange, CTAs, where W is."""
+    exchange = plan["exchange"] if plan["ctas"] == "1" else f"{plan['exchange']} {plan['ctas']}"
+    return f"{exchange} {_LETTERS[plan['residence']]}"
 
 
 def cell(products: str, B: int, H: int, limit: float) -> str:
-    """Predicted / limit, and the plan: exchange, CTAs, where W is."""
-    found = plan(products, B, H)
-    exchange = found["exchange"] if found["ctas"] == "1" else f"{found['exchange']} {found['ctas']}"
-    step = float(found["step_us"])
-    shown = f"{step:.2f}" if step < 9.95 else f"{step:.0f}"
-    return f"{shown} / {limit:g} {exchange} {_LETTERS[found['residence']]}"
+    """Predicted / limit, and the plan."""
+    chosen = plans(products, B, H)[0]
+    return f"{shown(float(chosen['step_us']))} / {limit:g} {where(chosen)}"
+
+
+def leaky_cell(products: str, B: int, H: int) -> str:
+    """Predicted of a step with a leak, by launches / as planned, and the plan."""
+    chosen, *others = plans(products, B, H, "leaky")
+    launches = min(float(p["step_us"]) for p in others if p["exchange"] == "launches")
+    return f"{shown(launches)} / {shown(float(chosen['step_us']))} {where(chosen)}"
+
+
+def _markdown(rows: dict[str, list[str]]) -> str:
+    head = ["| | " + " | ".join(f"H={H}" for H in H_SIZES) + " |", "|---" * 7 + "|"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items())])
 
 
 def table() -> str:
     """In Markdown."""
-    rows = ["| | " + " | ".join(f"H={H}" for H in H_SIZES) + " |", "|---" * 7 + "|"]
+    rows = {}
     for (products, B), limits in LIMITS.items():
         cells = [cell(products, B, H, limit) for H, limit in zip(H_SIZES, limits, strict=True)]
-        rows.append(f"| {products} B={B} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows[f"{products} B={B}"] = cells
+    return _markdown(rows)
+
+
+def leaky_table() -> str:
+    """In Markdown, a step with a leak."""
+    rows = {}
+    for products, B in LIMITS:
+        if B != 64:
+            rows[f"{products} B={B}"] = [leaky_cell(products, B, H) for H in H_SIZES]
+    return _markdown(rows)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), leaky_table(), sep="\n\n")

@@ -9,6 +9,8 @@
 //   publish(i)                after the thread's last word of carry i
 //
 // Between multiply(i) and the first send(i + 1), and in publish(i), the threads of the CTA meet.
+// `Team` says which carries there are, and of how many rows: with a leak (LeakyTeam) the first one
+// is carry 1, which may have none.
 #pragma once
 
 #include "team.cuh"

@@ -25,7 +25,7 @@
 
 namespace fused_bptt {
 
-template <class Product>
+template <class Product, class Team>
 class ExchangeCluster {
  public:
   using Operand = typename Product::Operand;

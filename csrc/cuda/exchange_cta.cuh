@@ -9,7 +9,7 @@
 
 namespace fused_bptt {
 
-template <class Product>
+template <class Product, class Team>
 class ExchangeCta {
  public:
   using Operand = typename Product::Operand;

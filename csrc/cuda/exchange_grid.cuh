@@ -18,7 +18,7 @@
 
 namespace fused_bptt {
 
-template <class Product>
+template <class Product, class Team>
 class ExchangeGrid {
  public:
   using Operand = typename Product::Operand;

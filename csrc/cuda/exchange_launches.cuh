@@ -11,7 +11,7 @@
 
 namespace fused_bptt {
 
-template <class Product>
+template <class Product, class Team>
 class ExchangeLaunches {
  public:
   using Operand = typename Product::Operand;

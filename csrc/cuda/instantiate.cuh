@@ -2,20 +2,29 @@
 #pragma once
 
 #include "instantiations.h"
+#include "leaky_walk.cuh"
 #include "plan.h"
 #include "recurrence.cuh"
 
 namespace fused_bptt {
 
-template <Math math, int row_tiles, template <class> class Exchange>
+template <Math math, int row_tiles, template <class, class> class Exchange>
 const void* kernel_of(Primitive primitive) {
   using P = Product<math, row_tiles, kFragments>;
-  return primitive == Primitive::recurrence
-             ? reinterpret_cast<const void*>(&recurrence_kernel<P, Exchange, Primitive::recurrence>)
-             : reinterpret_cast<const void*>(&recurrence_kernel<P, Exchange, Primitive::linear>);
+  switch (primitive) {
+    case Primitive::recurrence:
+      return reinterpret_cast<const void*>(&recurrence_kernel<P, Exchange, Primitive::recurrence>);
+    case Primitive::linear:
+      return reinterpret_cast<const void*>(&recurrence_kernel<P, Exchange, Primitive::linear>);
+    default:
+      if constexpr (row_tiles <= most_row_tiles_with_a_leak(math)) {
+        return reinterpret_cast<const void*>(&leaky_kernel<P, Exchange>);
+      }
+      return nullptr;
+  }
 }
 
-template <Math math, template <class> class Exchange>
+template <Math math, template <class, class> class Exchange>
 const void* kernel_of(Primitive primitive, int32_t row_tiles) {
   switch (row_tiles) {
     case 1:
@@ -32,9 +41,14 @@ const void* kernel_of(Primitive primitive, int32_t row_tiles) {
 template <Math math, int row_tiles>
 const void* step_kernel_of(Primitive primitive) {
   using P = StreamedProduct<math, row_tiles>;
-  return primitive == Primitive::recurrence
-             ? reinterpret_cast<const void*>(&step_kernel<P, Primitive::recurrence>)
-             : reinterpret_cast<const void*>(&step_kernel<P, Primitive::linear>);
+  switch (primitive) {
+    case Primitive::recurrence:
+      return reinterpret_cast<const void*>(&step_kernel<P, Primitive::recurrence>);
+    case Primitive::linear:
+      return reinterpret_cast<const void*>(&step_kernel<P, Primitive::linear>);
+    default:
+      return reinterpret_cast<const void*>(&leaky_round_kernel<P>);
+  }
 }
 
 template <Math math>

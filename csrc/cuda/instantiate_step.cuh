@@ -2,7 +2,6 @@
 #pragma once
 
 #include "instantiations.h"
-#include "leaky_step.cuh"
 #include "norm_step.cuh"
 #include "recurrence.cuh"
 
@@ -10,9 +9,7 @@ namespace fused_bptt {
 
 template <Step step, class Product>
 const void* special_step_of() {
-  if constexpr (step == Step::leaky) {
-    return reinterpret_cast<const void*>(&leaky_step_kernel<Product>);
-  } else if constexpr (step == Step::norm_clipped) {
+  if constexpr (step == Step::norm_clipped) {
     return reinterpret_cast<const void*>(&sums_kernel<Product>);
   } else {
     return reinterpret_cast<const void*>(&step_kernel<Product, Primitive::linear, true>);

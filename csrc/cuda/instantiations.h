@@ -1,6 +1,6 @@
-// The closed list of compiled kernels: for each product and exchange, both primitives and every
-// number of row tiles of kRowTiles, or kRowTilesOfLaunches; and for each product the steps that are
-// not plain, of kRowTilesOfLaunches. Null for any other number.
+// The closed list of compiled kernels: for each product and exchange, both primitives, one kernel
+// for those with a leak, and every number of row tiles of kRowTiles, or kRowTilesOfLaunches; and
+// for each product the clipped step, of kRowTilesOfLaunches. Null for any other number.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,6 @@ using ClipOf = const void* (*)();
   const void* kernel_##math##_cluster(Primitive, int32_t);  \
   const void* kernel_##math##_grid(Primitive, int32_t);     \
   const void* kernel_##math##_launches(Primitive, int32_t); \
-  const void* kernel_##math##_leaky(int32_t);               \
   const void* kernel_##math##_clipped(int32_t);             \
   const void* kernel_##math##_norm_clipped(int32_t);        \
   const void* clip_##math();                                \
@@ -41,10 +40,6 @@ constexpr KernelOf kKernels[6][4] = {
     {kernel_bf16_cta, kernel_bf16_cluster, kernel_bf16_grid, kernel_bf16_launches},
     {kernel_fp16_cta, kernel_fp16_cluster, kernel_fp16_grid, kernel_fp16_launches},
 };
-
-// [Math]: one step of every primitive with a leak.
-constexpr StepOf kLeaky[6] = {kernel_fp64_leaky, kernel_fp32_leaky, kernel_tf32x3_leaky,
-                              kernel_tf32_leaky, kernel_bf16_leaky, kernel_fp16_leaky};
 
 // [Math]: one step of the adjoint of the linear recurrence, clipped.
 constexpr StepOf kClipped[6] = {kernel_fp64_clipped, kernel_fp32_clipped, kernel_tf32x3_clipped,

@@ -27,8 +27,8 @@ enum class Exchange : int32_t { cta, cluster, grid, launches };
 // in shared memory, or in global memory, streamed at every step.
 enum class Residence : int32_t { registers, shared, global };
 
-// What a step has that only a launch for each step is compiled with: nothing, a leak, or, in an
-// adjoint, a clip by values or by the norms of rows, which takes two launches.
+// What a step has beside its product: nothing, a leak, or, in an adjoint, a clip by values or by the
+// norms of rows. A clip is compiled for a launch of each step alone, and by norms for two.
 enum class Step : int32_t { plain, leaky, clipped, norm_clipped };
 
 struct Plan {
@@ -45,10 +45,10 @@ struct Plan {
                           // launches
   int32_t carry_columns;  // k of the carry in shared memory at once: carry_width(), or parts of it
                           // (grid, launches)
-  Step step;              // launches; elsewhere plain
-  int64_t shared_bytes;   // dynamic shared memory of a CTA
-  int64_t teams;          // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
-  double step_us;         // predicted, of the model in plan.cpp
+  Step step;
+  int64_t shared_bytes;  // dynamic shared memory of a CTA
+  int64_t teams;         // G * ceil(B / b); gridDim = teams * ctas, or fewer whole teams (grid)
+  double step_us;        // predicted, of the model in plan.cpp
 };
 
 struct KernelArgs {

@@ -31,8 +31,7 @@ std::string words_of(const Plan& p) {
 
 const void* kernel_for(const Plan& p, Primitive primitive) {
   const int math = static_cast<int>(p.math);
-  const void* kernel = p.step == Step::leaky     ? kLeaky[math](p.row_tiles)
-                       : p.step == Step::clipped ? kClipped[math](p.row_tiles)
+  const void* kernel = p.step == Step::clipped ? kClipped[math](p.row_tiles)
                        : p.step == Step::norm_clipped
                            ? kNormClipped[math](p.row_tiles)
                            : kKernels[math][static_cast<int>(p.exchange)](primitive, p.row_tiles);

@@ -168,15 +168,18 @@ void set_carry_columns(Plan& p, int64_t H, const DeviceLimits& limits) {
 }
 
 // What is compiled of an exchange. A launch keeps nothing of W.
-bool exists(Exchange exchange, Residence residence, int32_t row_tiles) {
-  if (exchange != Exchange::launches) return true;
+bool exists(Exchange exchange, Residence residence, int32_t row_tiles, Math math, Step step) {
+  if (exchange != Exchange::launches) {
+    return step != Step::leaky || row_tiles <= most_row_tiles_with_a_leak(math);
+  }
   return residence == Residence::global &&
          std::count(std::begin(kRowTilesOfLaunches), std::end(kRowTilesOfLaunches), row_tiles) > 0;
 }
 
 // Everything about a plan that does not depend on the batch tile.
 Refusal refuse(const Plan& p, const Sizes& s, const DeviceLimits& limits) {
-  if (p.step != Step::plain && p.exchange != Exchange::launches) return Refusal::by_launches_alone;
+  const bool by_launches_alone = p.step != Step::plain && p.step != Step::leaky;
+  if (by_launches_alone && p.exchange != Exchange::launches) return Refusal::by_launches_alone;
   if (p.exchange == Exchange::cta && !covers(p, s.H)) return Refusal::one_cta_too_small;
   const bool shares = p.exchange == Exchange::cluster || p.exchange == Exchange::grid;
   if (shares && p.ctas == 1) return Refusal::one_cta_is_enough;
@@ -236,7 +239,7 @@ void for_each_candidate(const Sizes& sizes, Math math, const DeviceLimits& limit
   for (const Exchange exchange : kExchanges) {
     for (const Residence residence : kResidences) {
       for (const int32_t row_tiles : kRowTiles) {
-        if (!exists(exchange, residence, row_tiles)) continue;
+        if (!exists(exchange, residence, row_tiles, math, s.step)) continue;
         for (int32_t row_warps = 1; row_warps <= kMostWarps; ++row_warps) {
           for (int32_t k_splits = 1; row_warps * k_splits <= kMostWarps; ++k_splits) {
             Candidate c{};

@@ -20,6 +20,11 @@ Step step_of(const Problem& problem);
 constexpr int32_t kFragments = 32;
 constexpr int32_t kRowTiles[] = {1, 2, 4};
 constexpr int32_t kRowTilesOfLaunches[] = {2, 4};
+// Elsewhere with a leak: those beyond are the cheapest of no shape, or by less than a tenth.
+// Nothing chooses tf32x3.
+constexpr int32_t most_row_tiles_with_a_leak(Math math) {
+  return math == Math::tf32x3 ? 0 : by_tensor_cores(math) ? 2 : 1;
+}
 constexpr int32_t kMostWarps = 8;  // of a CTA: each thread may have 255 registers
 
 // How float32 may be multiplied: as it is; in TF32 where that is quicker; by three products in
@@ -32,7 +37,7 @@ std::vector<Math> products_for(Type type, Float32 float32);
 
 enum class Refusal : int32_t {
   none,
-  by_launches_alone,  // the step is not plain
+  by_launches_alone,  // the step is clipped
   one_cta_too_small,  // units = the most that one CTA covers
   cluster_too_small,  // ... a cluster of 16
   device_too_small,   // ... all SMs

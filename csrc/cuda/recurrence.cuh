@@ -21,8 +21,40 @@
 
 namespace fused_bptt {
 
+// The parts of the splits for the word of unit n, always added in the same order. Some of them are
+// read together.
+template <class Sum, int kPer>
+FUSED_BPTT_DEVICE void add_splits(const Team& team, const Sum* sums, const int32_t& row,
+                                  const int32_t& stride, int32_t b, int32_t n, Sum (&sum)[kPer]) {
+  constexpr int kTogether = 4;
+  const int32_t splits = team.plan.k_splits;
+  const Sum* part = sums + b * row + (n - team.first_unit);
+#pragma unroll
+  for (int j = 0; j < kPer; ++j) sum[j] = part[j];
+#pragma unroll 1
+  for (int32_t split = 1; split < splits; split += kTogether) {
+    Sum parts[kTogether][kPer];
+#pragma unroll
+    for (int s = 0; s < kTogether; ++s) {
+      part += stride;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        if (split + s < splits) parts[s][j] = part[j];
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kTogether; ++s) {
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        if (split + s < splits) sum[j] += parts[s][j];
+      }
+    }
+  }
+}
+
 // `clips`: p.clip, by values.
-template <class Product, template <class> class Exchange, Primitive primitive, bool clips = false>
+template <class Product, template <class, class> class Exchange, Primitive primitive,
+          bool clips = false>
 class Walk {
   using Ops = typename Product::Ops;
   using Storage = typename Product::Storage;
@@ -30,14 +62,13 @@ class Walk {
   using Sum = typename Product::Sum;
   static constexpr int kPer = kPerWord<Operand>;
   // Whether what a thread knows outlives the step.
-  static constexpr bool kGoesOn = !std::is_same_v<Exchange<Product>, ExchangeLaunches<Product>>;
+  static constexpr bool kGoesOn =
+      !std::is_same_v<Exchange<Product, Team>, ExchangeLaunches<Product, Team>>;
   // Words of a thread whose drive and factor are fetched while the step before is computed. What a
   // larger tile has beyond them is fetched when it is needed, so many words together as there are
   // registers for beside W.
   static constexpr int kAhead = 2;
   static constexpr int kTogether = kGoesOn ? 2 / kPer : 4;
-  // Sums of a word's units that are read together.
-  static constexpr int kSplitsTogether = 4;
   // Steps that memory is asked for L2 lines in advance.
   static constexpr int64_t kFarAhead = 8;
 
@@ -161,7 +192,7 @@ class Walk {
     const bool steps = b < r.rows, multiplied = b < r.carried;
     Sum sum[kPer];
     if (multiplied) {
-      add_splits(b, n, sum);
+      add_splits(team_, sums_, sums_row_, split_stride_, b, n, sum);
     } else {
       // A row at its first step has no product; in the adjoint, the cotangent of its last state.
 #pragma unroll
@@ -217,33 +248,6 @@ class Walk {
     }
   }
 
-  // The parts of the splits, always added in the same order.
-  FUSED_BPTT_DEVICE void add_splits(int32_t b, int32_t n, Sum (&sum)[kPer]) const {
-    const int32_t splits = team_.plan.k_splits;
-    const Sum* part = sums_ + b * sums_row_ + (n - team_.first_unit);
-#pragma unroll
-    for (int j = 0; j < kPer; ++j) sum[j] = part[j];
-#pragma unroll 1
-    for (int32_t split = 1; split < splits; split += kSplitsTogether) {
-      Sum parts[kSplitsTogether][kPer];
-#pragma unroll
-      for (int s = 0; s < kSplitsTogether; ++s) {
-        part += split_stride_;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) {
-          if (split + s < splits) parts[s][j] = part[j];
-        }
-      }
-#pragma unroll
-      for (int s = 0; s < kSplitsTogether; ++s) {
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) {
-          if (split + s < splits) sum[j] += parts[s][j];
-        }
-      }
-    }
-  }
-
   // Of a walk without steps.
   FUSED_BPTT_DEVICE void store_initials() const {
 #pragma unroll 1
@@ -288,7 +292,7 @@ class Walk {
   const Team& team_;
   const Problem& p_;
   const Product& product_;
-  Exchange<Product> exchange_;
+  Exchange<Product, Team> exchange_;
   Sum* sums_;
   const int32_t sums_row_, split_stride_;
   const int32_t words_of_row_;
@@ -296,9 +300,8 @@ class Walk {
 };
 
 // A CTA walks one team; with the grid exchange several, one after another.
-template <class Product, template <class> class Exchange, Primitive primitive>
-FUSED_BPTT_GLOBAL(kMostThreads)
-recurrence_kernel(FUSED_BPTT_ARGS args) {
+template <class Team, class Product, class Walk>
+FUSED_BPTT_DEVICE void walk_teams(const KernelArgs& args) {
   const int32_t ctas = args.plan.ctas;
   const int32_t teams = static_cast<int32_t>(args.plan.teams);
   const int32_t rank = block_index() % ctas;
@@ -310,8 +313,14 @@ recurrence_kernel(FUSED_BPTT_ARGS args) {
     if (team.group != loaded) product.load(args, team.group, rank);
     loaded = team.group;
     sync_block();
-    Walk<Product, Exchange, primitive>(team, product).run();
+    Walk(team, product).run();
   }
+}
+
+template <class Product, template <class, class> class Exchange, Primitive primitive>
+FUSED_BPTT_GLOBAL(kMostThreads)
+recurrence_kernel(FUSED_BPTT_ARGS args) {
+  walk_teams<Team, Product, Walk<Product, Exchange, primitive>>(args);
 }
 
 // One step of every team. The CTAs of all teams that read the same part of W follow one another, so

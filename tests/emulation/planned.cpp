@@ -18,8 +18,8 @@ DeviceLimits small_device() {
   return limits;
 }
 
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
-          Primitive primitive = Primitive::linear>
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange,
+          Primitive primitive>
 void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   Cut cut{p.exchange, p.residence, p.ctas, p.threads / 32 / p.k_splits, p.k_splits, p.batch_tile};
   cut.resident_teams = static_cast<int32_t>(std::min(p.teams, resident_teams(p, small_device())));
@@ -33,21 +33,23 @@ void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   run<math, kRowTiles, kFragments, Exchange, primitive>(name, cut, shape, {.adjoint = true});
 }
 
-template <Math math, int kRowTiles>
+template <Math math, int kRowTiles, Primitive primitive>
 void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
   switch (p.exchange) {
     case fused_bptt::Exchange::cta:
-      return run_plan<math, kRowTiles, kFragments, ExchangeCta>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeCta, primitive>(p, shape, name);
     case fused_bptt::Exchange::cluster:
-      return run_plan<math, kRowTiles, kFragments, ExchangeCluster>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeCluster, primitive>(p, shape, name);
     case fused_bptt::Exchange::grid:
-      return run_plan<math, kRowTiles, kFragments, ExchangeGrid>(p, shape, name);
+      return run_plan<math, kRowTiles, kFragments, ExchangeGrid, primitive>(p, shape, name);
     case fused_bptt::Exchange::launches:
-      if (p.step == Step::leaky) {
-        return run_plan<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(p, shape, name);
-      }
-      return run_plan<math, kRowTiles, 0, ExchangeLaunches>(p, shape, name);
+      return run_plan<math, kRowTiles, 0, ExchangeLaunches, primitive>(p, shape, name);
   }
+}
+template <Math math, int kRowTiles>
+void run_plan(const Plan& p, const Shape& shape, const std::string& name) {
+  if (p.step == Step::leaky) return run_plan<math, kRowTiles, Primitive::inner>(p, shape, name);
+  run_plan<math, kRowTiles, Primitive::linear>(p, shape, name);
 }
 
 template <Math math>
@@ -82,6 +84,7 @@ void cases() {
   run_plans<Math::bf16>({.T = 3, .B = 21, .H = 70});
   run_plans<Math::fp32>({.T = 3, .B = 5, .G = 2, .H = 100, .reverse_groups = 1});
   run_plans<Math::bf16>({.T = 3, .B = 5, .G = 2, .H = 200, .reverse_groups = 1}, Step::leaky);
+  run_plans<Math::bf16>({.T = 3, .B = 21, .H = 70}, Step::leaky);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/leaky_step.cuh"
+#include "cuda/leaky_walk.cuh"
 #include "cuda/norm_step.cuh"
 #include "equations.h"
 #include "leaky_reference.h"
@@ -137,7 +137,7 @@ inline double tolerance(Math math) {
 constexpr bool leaks(Primitive primitive) { return primitive >= Primitive::leaky_rate; }
 
 // The kernels on the plan of `args`, whose workspace holds what it may.
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange,
           Primitive primitive>
 void solve(KernelArgs args, int64_t resident_teams) {
   const Plan& plan = args.plan;
@@ -150,7 +150,7 @@ void solve(KernelArgs args, int64_t resident_teams) {
     using Streamed = StreamedProduct<math, kRowTiles>;
     const auto kernel = [&] {
       if constexpr (leaks(primitive)) {
-        leaky_step_kernel<Streamed>(args);
+        leaky_round_kernel<Streamed>(args);
       } else if (plan.step == Step::norm_clipped) {
         sums_kernel<Streamed>(args);
       } else if (plan.step == Step::clipped) {
@@ -170,7 +170,13 @@ void solve(KernelArgs args, int64_t resident_teams) {
       }
     }
   } else {
-    const auto kernel = [&] { recurrence_kernel<Packed, Exchange, primitive>(args); };
+    const auto kernel = [&] {
+      if constexpr (leaks(primitive)) {
+        leaky_kernel<Packed, Exchange>(args);
+      } else {
+        recurrence_kernel<Packed, Exchange, primitive>(args);
+      }
+    };
     if (plan.exchange == fused_bptt::Exchange::grid) {
       const int64_t ctas = (resident_teams ? resident_teams : plan.teams) * plan.ctas;
       run_together(kernel, 0, ctas, ctas, plan.threads, 1, plan.shared_bytes);
@@ -183,7 +189,7 @@ void solve(KernelArgs args, int64_t resident_teams) {
   }
 }
 
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange,
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange,
           Primitive primitive>
 void run(const std::string& name, const Cut& cut, const Shape& shape, const Options& options) {
   using Storage = typename OpsOf<math>::Storage;
@@ -363,14 +369,14 @@ inline const std::vector<std::pair<std::string, Options>> kLeakyLinear = {
 inline const Shape kPacked{
     .B = 10, .G = 2, .H = 13, .reverse_groups = 1, .batch_sizes = {10, 9, 9, 4, 1, 1}};
 
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange>
 void run_linear(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kLinear) {
     run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name + "[" + words + "]", cut,
                                                                   shape, options);
   }
 }
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange>
 void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kRecurrence) {
     run<math, kRowTiles, kFragments, Exchange, Primitive::recurrence>(name + "[" + words + "]", cut,
@@ -379,7 +385,7 @@ void run_recurrence(const std::string& name, const Cut& cut, const Shape& shape)
 }
 
 // Whatever cuts a walk.
-template <Math math, int kRowTiles, int kFragments, template <class> class Exchange>
+template <Math math, int kRowTiles, int kFragments, template <class, class> class Exchange>
 void run_cuts(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kCutLinear) {
     run<math, kRowTiles, kFragments, Exchange, Primitive::linear>(name + "[" + words + "]", cut,
@@ -392,21 +398,22 @@ void run_cuts(const std::string& name, const Cut& cut, const Shape& shape) {
 }
 
 // Every primitive with a leak.
-template <Math math, int kRowTiles>
+template <Math math, int kRowTiles, int kFragments = 0,
+          template <class, class> class Exchange = ExchangeLaunches>
 void run_leaky(const std::string& name, const Cut& cut, const Shape& shape) {
   for (const auto& [words, options] : kLeakyRecurrence) {
     const std::string in = "[" + words + "]";
-    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::leaky_rate>(name + " rate" + in, cut,
-                                                                     shape, options);
-    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::leaky_voltage>(name + " voltage" + in, cut,
-                                                                        shape, options);
+    run<math, kRowTiles, kFragments, Exchange, Primitive::leaky_rate>(name + " rate" + in, cut,
+                                                                      shape, options);
+    run<math, kRowTiles, kFragments, Exchange, Primitive::leaky_voltage>(name + " voltage" + in,
+                                                                         cut, shape, options);
   }
   for (const auto& [words, options] : kLeakyLinear) {
     const std::string in = "[" + words + "]";
-    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::outer>(name + " outer" + in, cut, shape,
-                                                                options);
-    run<math, kRowTiles, 0, ExchangeLaunches, Primitive::inner>(name + " inner" + in, cut, shape,
-                                                                options);
+    run<math, kRowTiles, kFragments, Exchange, Primitive::outer>(name + " outer" + in, cut, shape,
+                                                                 options);
+    run<math, kRowTiles, kFragments, Exchange, Primitive::inner>(name + " inner" + in, cut, shape,
+                                                                 options);
   }
 }
 
