@@ -45,7 +45,7 @@ class Ragged:
     def pad(self, x: Tensor) -> Tensor:
         """[N, ...] as [T, B, ...], zero past the end of a row."""
         T, B = self._shape
-        padded = x.new_zeros(T * B, *x.shape[1:]).index_copy(0, self._places, x)
+        padded = x.new_zeros(T * B, *x.shape[1:]).index_copy_(0, self._places, x)
         return padded.view(T, B, *x.shape[1:])
 
 
