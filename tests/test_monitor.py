@@ -16,6 +16,7 @@ from tolerance import assert_close, assert_exact, assert_no_worse
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -404,6 +405,15 @@ def test_made_in_inference_mode() -> None:
         monitor = GradientMonitor(rnn, every=1)
     rnn(torch.randn(6, 2, 3))[0].sum().backward()
     assert len(monitor.readings) == 1
+
+
+def test_made_under_a_fake_mode() -> None:
+    with FakeTensorMode():
+        rnn = fused_bptt.RNN(3, 5)
+        kind, said = raised(lambda: GradientMonitor(rnn))
+    assert kind is RuntimeError
+    assert "expected to be made outside FakeTensorMode and its like, got a FakeTensor" in said
+    assert rnn._observers == ()
 
 
 def test_readings_are_rationed_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,9 @@ class GradientMonitor:
 
     Lower layers are read through the layers above them. Where dropout drops between layers, its
     mask is not known here, and the last layer alone is read. Calls without gradients, and under
-    ``torch.func`` transforms, are not read; neither are copies of the module. Under
-    ``torch.compile`` the monitor is part of the compiled graph: a new monitor, or a closed one, and
-    the next call compiles again.
+    ``torch.func`` transforms, are not read; neither are copies of the module. A pass that
+    ``torch.utils.checkpoint`` computes again counts as another. Under ``torch.compile`` the monitor
+    is part of the compiled graph: a new monitor, or a closed one, and the next call compiles again.
 
     Args:
         rnn: a :class:`fused_bptt.RNN` or :class:`torch.nn.RNN`.
@@ -66,6 +66,7 @@ class GradientMonitor:
     Raises:
         TypeError: ``rnn`` is of another kind.
         ValueError: a number does not fit.
+        RuntimeError: it is made under ``FakeTensorMode``.
     """
 
     readings: deque[Reading]
@@ -101,6 +102,11 @@ class GradientMonitor:
         self._key = next(_keys)
         with torch.inference_mode(False):  # it is written in later passes
             self._clock = torch.tensor([0.0, every or 0.0, 0.0], dtype=torch.float64, device="cpu")
+        if type(self._clock) is not Tensor:
+            raise RuntimeError(
+                "GradientMonitor: expected to be made outside FakeTensorMode and its like, got a "
+                f"{type(self._clock).__name__} (it reads numbers); make it when the module has them"
+            )
         _ops.watch(self._key, self._clock)
         weakref.finalize(self, _ops.watch, self._key, None)
         readers[self._key] = self
