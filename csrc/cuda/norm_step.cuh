@@ -40,7 +40,7 @@ sums_kernel(FUSED_BPTT_ARGS args) {
   Sum* parts = reinterpret_cast<Sum*>(shared_memory() + sums_offset(args.plan));
   const int32_t row = static_cast<int32_t>(sums_row(args.plan));
   const int32_t split_stride = static_cast<int32_t>(carry_rows(args.plan)) * row;
-  ExchangeLaunches<Product>(team).multiply(i, rows, product, parts, split_stride);
+  ExchangeLaunches<Product, Team>(team).multiply(i, rows, product, parts, split_stride);
   sync_block();
 #pragma unroll 1
   for (Cursor at(args.plan.threads, args.plan.units); at.row < rows; at.advance()) {
