@@ -202,7 +202,7 @@ class LeakyRNN(nn.Module):
             raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
         if reset is not None:
             _check_reset(reset, input, None)
-        clip = None if clip_state_grad is None else _check_clip(clip_state_grad, data.device, None)
+        clip = None if clip_state_grad is None else _check_clip(clip_state_grad, None)
         if lengths is not None:
             check_padded(input)
             check_lengths(lengths, data.size(0 if self.batch_first else 1), data.device)

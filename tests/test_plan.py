@@ -254,7 +254,7 @@ def test_reasons() -> None:
 @pytest.mark.parametrize("step", ["clipped", "norm-clipped"])
 @pytest.mark.parametrize("products", MATHS)
 def test_clipped_steps(products: str, step: str) -> None:
-    """A launch for each, or two, with room for the sums whose norm is taken; the rest is refused."""
+    """A launch for each, or two, with room for the sums of a norm; the rest is refused."""
     for B, H in SHAPES:
         for G in (1, 2):
             limits, _, *weighed = explain(B, G, H, products, "h200", step)
