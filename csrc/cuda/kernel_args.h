@@ -27,8 +27,8 @@ enum class Exchange : int32_t { cta, cluster, grid, launches };
 // in shared memory, or in global memory, streamed at every step.
 enum class Residence : int32_t { registers, shared, global };
 
-// What a step has beside its product: nothing, a leak, or, in an adjoint, a clip by values or by the
-// norms of rows. A clip is compiled for a launch of each step alone, and by norms for two.
+// What a step has beside its product: nothing, a leak, or, in an adjoint, a clip by values or by
+// the norms of rows. A clip is compiled for a launch of each step alone, and by norms for two.
 enum class Step : int32_t { plain, leaky, clipped, norm_clipped };
 
 struct Plan {
