@@ -16,6 +16,7 @@ import torch
 from helpers import run_python
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cuda import OF_EVERY_PLAN, PLANS
 
 from fused_bptt import _ops
 
@@ -249,6 +250,22 @@ def test_reasons() -> None:
     }
     assert "of the 32 fragments along k" in why["cta", "registers"]
     assert why["cta", "shared"].startswith("shared memory of a CTA is 227 KiB, ")
+
+
+@pytest.mark.parametrize("step", ["plain", "leaky"])
+@pytest.mark.parametrize("products", ["fp64", "fp32", "bf16", "fp16"])
+def test_on_a_gpu_every_plan_has_a_size(products: str, step: str) -> None:
+    """What tests/test_cuda.py skips for want of a plan at one size is tested at another."""
+    planned = {
+        (row["exchange"], row["residence"])
+        for _, B, G, H, *_ in OF_EVERY_PLAN
+        for row in explain(B, G, H, products, "h200", step)[2:]
+        if row["verdict"] == "priced"
+    }
+    exchanges = {exchange for exchange, _ in planned}
+    assert exchanges == {"cta", "cluster", "grid", "launches"}
+    if step == "plain":  # with a leak a plan is asked for by its exchange alone
+        assert planned == {(*plan.split(","), "global")[:2] for plan in PLANS}
 
 
 @pytest.mark.parametrize("step", ["clipped", "norm-clipped"])
