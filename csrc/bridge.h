@@ -158,6 +158,8 @@ inline int32_t dtype_of(const Tensor& tensor) {
 // A new contiguous tensor, of at most four dimensions, with the model's device.
 inline Tensor empty(Shape sizes, const Tensor& model, int32_t dtype) {
   std::array<int64_t, 4> strides;
+  check(sizes.count <= strides.size(), "expected at most ", strides.size(), " dimensions, got ",
+        sizes.count);
   int64_t stride = 1;
   for (size_t i = sizes.count; i-- > 0;) {
     strides[i] = stride;
@@ -820,9 +822,9 @@ inline BridgedLayer bridge_layer_backward_into(
   if (replaced) {
     const Problem& p = layer.walk;
     check_shape("replaced", *replaced, {p.G, p.B, p.H}, "[G, B, H]");
-    check(replaced->scalar_type() == ScalarType::Double && replaced->is_contiguous(),
-          "replaced: expected to be contiguous and of dtype Double, got ",
+    check(replaced->scalar_type() == ScalarType::Double, "replaced: expected dtype Double, got ",
           toString(replaced->scalar_type()));
+    check(replaced->is_contiguous(), "replaced: expected to be contiguous");
     layer.walk.replaced_product = {replaced->mutable_data_ptr(), p.B * p.H, p.H};
   }
   layer.accumulate = true;

@@ -116,7 +116,7 @@ struct Problem {
   // BPTT: the sums of q_t, and with a leak of k_t * y_t, over the steps that each row began with a
   // replacement are added to these. float64, whatever the type. Null: not wanted.
   State replaced_product, replaced;
-  Clip clip;  // BPTT, of which linear is that without a leak
+  Clip clip;  // of an adjoint of linear, and of BPTT with a leak
 };
 
 // States as a walk met them before its steps: in the sequence; h_0; and what a cut made of them,

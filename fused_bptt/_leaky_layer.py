@@ -199,7 +199,7 @@ class LeakyLayer(torch.autograd.Function):
 
         def of_state(rate: Tensor, product: Tensor, kept: Tensor) -> Tensor:
             """The cotangent of a state that a walk begins or goes on with."""
-            of_sent: Tensor = product @ weight_hh
+            of_sent = _ops.carried_back(product, weight_hh, x.dtype)
             return kept + (slope(rate, ctx.phi) * of_sent if voltage else of_sent)
 
         return (
@@ -221,6 +221,11 @@ def _refuse_clip(need_noise: bool) -> None:
     if need_noise:
         raise RuntimeError(
             "clip_state_grad: expected None where noise needs a gradient, got a limit"
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "clip_state_grad: expected None with is_grads_batched, got a limit (take the gradient "
+            "of one cotangent at a time)"
         )
     refuse_clip()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._autograd import _split, _stack, _transformed
+from ._autograd import _split, _stack
 from ._leaky_layer import leaky_layer
 from ._steps import Steps, batch_rows
 
@@ -59,35 +59,7 @@ class StateNoise(NamedTuple):
             return torch.rand(shape, device=device, **drawn) < probability
         seed = torch.randint(2**63 - 1, (), device=device, **drawn)
         like = torch.empty(shape, dtype=torch.bool, device=device)
-        if torch.compiler.is_dynamo_compiling() or not _transformed():
-            return _ops.flags(like, groups, probability, seed)
-        return _Flags.apply(like, groups, probability, seed)  # type: ignore[no-untyped-call, no-any-return]
-
-
-class _Flags(torch.autograd.Function):
-    """:func:`fused_bptt._ops.flags`, and what vmap makes of it, which may draw a seed for each."""
-
-    @staticmethod
-    def forward(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
         return _ops.flags(like, groups, probability, seed)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        like: Tensor,
-        groups: int,
-        probability: float,
-        seeds: Tensor,
-    ) -> tuple[Tensor, int]:
-        apply, dim = _Flags.apply, in_dims[3]  # the only one that may be of each member
-        assert dim is not None
-        members = [apply(like, groups, probability, seed) for seed in seeds.unbind(dim)]  # type: ignore[no-untyped-call]
-        return torch.stack(members), 0
 
 
 def drawn_from(generator: torch.Generator | None) -> dict[str, Any]:

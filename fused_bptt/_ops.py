@@ -827,6 +827,21 @@ def _(like: Tensor, groups: int, probability: float, seed: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.bool)
 
 
+@torch.library.register_vmap("fused_bptt::flags")  # type: ignore[untyped-decorator]
+def _(
+    info: object,
+    in_dims: tuple[int | None, ...],
+    like: Tensor,
+    groups: int,
+    probability: float,
+    seeds: Tensor,
+) -> tuple[Tensor, int]:
+    """A seed of each member, which is all that can differ between them."""
+    dim = in_dims[3]
+    assert dim is not None
+    return torch.stack([flags(like, groups, probability, seed) for seed in seeds.unbind(dim)]), 0
+
+
 @torch.library.register_fake("fused_bptt::leaky_layer")  # type: ignore[untyped-decorator]
 def _(
     x: Tensor,

@@ -212,7 +212,6 @@ def rnn(
         noise = None if noise.none() else noise
     clip = None
     if clip_state_grad is not None:
-        data = input.data if isinstance(input, PackedSequence) else input
         clip = _check_clip(clip_state_grad, noise)
     if bptt_window < 0:
         raise ValueError(f"bptt_window: expected 0 (none) or more steps, got {bptt_window}")
@@ -276,7 +275,11 @@ def rnn(
         raise RuntimeError(
             f"reset_state: expected shape {list(shape)}, got {list(reset_state.shape)}"
         )
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(data.device.type):
+    if (
+        torch._C._is_any_autocast_enabled()
+        and not data.is_meta  # of which torch has no autocast, and says so by an error
+        and torch.is_autocast_enabled(data.device.type)
+    ):
         data, hx, *weights = (_autocast(tensor) for tensor in (data, hx, *weights))
         reset_state = reset_state if reset_state is None else _autocast(reset_state)
 

@@ -170,7 +170,8 @@ class LeakyRNN(nn.Module):
             clip_state_grad: ``("norm", c)`` or ``("value", c)``: at every step the gradient of the
                 state, h or v, is clipped before it goes back through the step, as in
                 :func:`fused_bptt.rnn`. On the CPU, in float32 and float64; not under the transforms
-                of ``torch.func``, and not where ``noise`` needs a gradient. Default None.
+                of ``torch.func``, with ``create_graph`` or ``is_grads_batched``, and not where
+                ``noise`` needs a gradient. Default None.
             lengths: integers [B], the steps of each row of a padded batch; as in
                 :func:`fused_bptt.rnn`, with its two ways to walk them, and what is random is
                 another draw in each. Where they are not read on the host, ``reset`` with
@@ -223,7 +224,7 @@ class LeakyRNN(nn.Module):
         for one in noises or ():
             if list(one.shape) != shape:
                 raise ValueError(f"noise: expected shape {shape}, got {list(one.shape)}")
-        if torch.is_autocast_enabled(data.device.type):
+        if not data.is_meta and torch.is_autocast_enabled(data.device.type):
             with torch.autocast(data.device.type, enabled=False):
                 data = data if data.dtype == torch.float64 else data.float()
                 input = input._replace(data=data) if isinstance(input, PackedSequence) else data

@@ -72,6 +72,17 @@ def test_every_mixture_of_types(
     assert found[1] == found[0]
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_shapes_alone(enabled: bool) -> None:
+    """On the meta device, as nn.RNN."""
+    for m in (fused_bptt.RNN(3, 4), fused_bptt.LeakyRNN(3, 4, leak=0.3)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = m.to("meta")(torch.empty(5, 2, 3, device="meta"))[0]
+        assert output.is_meta
+        assert output.shape == (5, 2, 4)
+        assert output.dtype == torch.float32
+
+
 def test_disabled_inside() -> None:
     module = fused_bptt.RNN(4, 6)
     x = torch.zeros(5, 3, 4)

@@ -260,6 +260,10 @@ def test_where_nothing_is_clipped_is_refused() -> None:
         torch.func.jvp(lambda x: m(x, clip_state_grad=clip)[0], (x,), (x,))
     with pytest.raises(RuntimeError, match=r"^clip_state_grad: expected None where the gradients"):
         torch.autograd.grad(m(x, clip_state_grad=clip)[0].sum(), m.weight_hh_l0, create_graph=True)
+    output = m(x, clip_state_grad=clip)[0]
+    two = torch.ones(2, *output.shape)
+    with pytest.raises(RuntimeError, match=r"^clip_state_grad: expected None with is_grads"):
+        torch.autograd.grad(output, m.weight_hh_l0, two, is_grads_batched=True)
     noise = double(T, B, H).requires_grad_()
     with pytest.raises(RuntimeError, match=r"^clip_state_grad: expected None where noise"):
         m(x, noise=noise, clip_state_grad=clip)[0].sum().backward()
@@ -520,6 +524,20 @@ def test_autocast_computes_in_float32(form: str) -> None:
     cast.sum().backward()
     assert x.grad is not None
     assert plain.dtype == torch.float32
+
+
+@each_form
+def test_autocast_leaves_the_backward_pass_alone(form: str) -> None:
+    torch.manual_seed(0)
+    m = LeakyRNN(I, H, leak=0.3, form=form, learn_leak=True, learn_initial=True)
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.3
+    found = []
+    for enabled in (False, True):
+        loss = m(x, reset=reset)[0].square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gradients = torch.autograd.grad(loss, list(m.parameters()))
+        found.append({n: g for (n, _), g in zip(m.named_parameters(), gradients, strict=True)})
+    assert_exact(found[1], found[0])
 
 
 @each_form

@@ -129,4 +129,10 @@ def test_wrong_operands_are_named() -> None:
     for wrong in (seed.float(), seed[None]):
         with pytest.raises(RuntimeError, match=r"^seed: expected one int64 on the CPU, got"):
             _ops.flags(torch.empty(2, 4), 2, 0.5, wrong)
+    for drawn in (
+        lambda like: _ops.normal(like, 2, 0),
+        lambda like: _ops.flags(like, 2, 0.5, seed),
+    ):
+        with pytest.raises(RuntimeError, match=r"^expected at most 4 dimensions, got 5"):
+            drawn(torch.empty(2, 1, 1, 3, 4))
     assert_exact({"": _ops.normal(torch.empty(0, 4), 1, 0)}, {"": torch.empty(0, 4)})

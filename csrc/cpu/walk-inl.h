@@ -245,7 +245,7 @@ inline Vec<C> sum_cotangent(const Rate<C>& rate, const Leak<C>& leak, Vec<C> x) 
 }
 
 // As clipped_epilogue; until its row is clipped, the cotangent of the state is in the memory.
-template <class S, class C, Primitive primitive, bool held, Phi phi>
+template <class S, class C, Primitive primitive, Phi phi>
 void clipped_leaky_epilogue(const LeakyTile<S, C>& tile, const Clip& clip) {
   constexpr int L = kLanes<C>;
   for (int i = 0; i < tile.rows; ++i) {
@@ -262,7 +262,7 @@ void clipped_leaky_epilogue(const LeakyTile<S, C>& tile, const Clip& clip) {
     clip_row(clip, memory, tile.columns);
     for (int j = 0; j < tile.columns; j += L) {
       const int n = std::min(L, tile.columns - j);
-      const Leak<C> leak = leak_at<S, C, primitive, held>(tile, i, j, n);
+      const Leak<C> leak = leak_at<S, C, primitive, false>(tile, i, j, n);
       const Vec<C> x = load_aligned(memory + j);
       const Vec<C> q = sum_cotangent<C, primitive, phi>(rate_at(tile, i, j, n), leak, x);
       if (tile.total) store<S, C>(tile.total + i * tile.out_row + j, n, x);
@@ -357,8 +357,8 @@ ClippedLeakyEpilogue<S, C> clipped_leaky_epilogue_of(const Problem& p) {
   if (p.clip.kind == Clip::Kind::none) return nullptr;
   return with_phi(p.phi, [&](auto code) -> ClippedLeakyEpilogue<S, C> {
     constexpr Phi phi = decltype(code)::value;
-    return p.primitive == leaky_rate ? &clipped_leaky_epilogue<S, C, leaky_rate, false, phi>
-                                     : &clipped_leaky_epilogue<S, C, leaky_voltage, false, phi>;
+    return p.primitive == leaky_rate ? &clipped_leaky_epilogue<S, C, leaky_rate, phi>
+                                     : &clipped_leaky_epilogue<S, C, leaky_voltage, phi>;
   });
 }
 
