@@ -117,6 +117,7 @@ class Numbers {
 };
 
 inline int failures = 0;
+inline bool one_is_enough = false;
 
 // The largest difference that rounding of operands and stores leaves, for states of size one.
 inline double tolerance(Math math) {
@@ -289,10 +290,12 @@ void run(const std::string& name, const Cut& cut, const Shape& shape, const Opti
   const bool fences =
       drive.fences_hold() && out.fences_hold() && last.fences_hold() && rate.fences_hold();
   const bool good = error <= tolerance(plan.math) && fences;
-  if (!good) ++failures;
   std::printf("%s %s error %.3g%s\n", good ? "ok" : "FAILED", name.c_str(), error,
               fences ? "" : " written outside");
   std::fflush(stdout);
+  if (good) return;
+  ++failures;
+  if (one_is_enough) std::exit(1);
 }
 
 // The ways to ask for a linear recurrence and its adjoint.
@@ -430,13 +433,15 @@ void run_clipped(const std::string& name, const Cut& cut, const Shape& shape) {
   }
 }
 
-// A program of cases. Arguments: `late` has pushes arrive late; a number is the seconds after which
-// the program is taken to hang, and ends itself.
+// A program of cases. Arguments: `late` has pushes arrive late; `first` ends it at the first case
+// that fails; a number is the seconds after which the program is taken to hang, and ends itself.
 inline int main_of(int argc, char** argv, void (*cases)()) {
   unsigned seconds = 540;  // under a sanitizer, on a busy machine
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "late") {
       late_delivery = true;
+    } else if (std::string(argv[i]) == "first") {
+      one_is_enough = true;
     } else {
       seconds = static_cast<unsigned>(std::stoul(argv[i]));
     }
