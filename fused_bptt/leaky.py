@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -224,26 +225,17 @@ class LeakyRNN(nn.Module):
         for one in noises or ():
             if list(one.shape) != shape:
                 raise ValueError(f"noise: expected shape {shape}, got {list(one.shape)}")
-        if not data.is_meta and torch.is_autocast_enabled(data.device.type):
-            with torch.autocast(data.device.type, enabled=False):
-                data = data if data.dtype == torch.float64 else data.float()
-                input = input._replace(data=data) if isinstance(input, PackedSequence) else data
-                state = state if state is None else state.to(data.dtype)
-                noises = noises if noises is None else [one.to(data.dtype) for one in noises]
-                return self._run(
-                    input,
-                    state,
-                    reset,
-                    lengths,
-                    bptt_window,
-                    clip,
-                    noises,
-                    generator,
-                    return_rates,
-                )
-        return self._run(
-            input, state, reset, lengths, bptt_window, clip, noises, generator, return_rates
-        )
+        # Of the meta device torch has no autocast, and says so by an error.
+        cast = not data.is_meta and torch.is_autocast_enabled(data.device.type)
+        if cast:
+            data = data if data.dtype == torch.float64 else data.float()
+            input = input._replace(data=data) if isinstance(input, PackedSequence) else data
+            state = state if state is None else state.to(data.dtype)
+            noises = noises if noises is None else [one.to(data.dtype) for one in noises]
+        with torch.autocast(data.device.type, enabled=False) if cast else nullcontext():
+            return self._run(
+                input, state, reset, lengths, bptt_window, clip, noises, generator, return_rates
+            )
 
     def _run(
         self,
